@@ -1,0 +1,70 @@
+"""Every key of a probe of a frozen encoder; the values are the published attentive recipe."""
+
+from ml_collections import config_dict
+
+from configs import base
+
+
+def get_config() -> config_dict.ConfigDict:
+    return config_dict.create(
+        name="probe",  # of the run, in logs and reports
+        seed=0,  # of the heads' initial weights, the data order and augmentation
+        kind="attentive",  # attentive (tokens pooled by learned queries), linear (mean) or both
+        checkpoint="",  # workdir or checkpoint of the encoder
+        batch_size=4096,  # images per optimizer step, over all devices
+        epochs=100.0,  # length in passes over the training set, or 0 and ...
+        steps=0,  # ... its length in optimizer steps: exactly one of the two is above 0
+        # The rates at which the optimizer really peaks; see configs/probe.py.
+        rates=(1e-4, 3e-4, 5e-4, 1e-3, 1.5e-3, 2e-3, 4e-3),  # one head is trained for each
+        label_smoothing=0.0,  # share of the target spread evenly over the classes
+        log_every=50,  # steps between lines of metrics
+        eval_every=0,  # steps between evaluations, 0 for one after every epoch
+        probe=_probe(),
+        optim=_optim(),
+        data=_data(),
+        mesh=base.mesh(),
+    )
+
+
+def _probe():
+    return dict(
+        last_layers=6,  # attentive: layers from the end that are averaged; linear sees the last
+        num_queries=1,  # attentive: learned queries; their outputs are averaged
+        num_heads=16,  # attentive: attention heads
+    )
+
+
+def _optim():
+    return dict(
+        end_lr=1e-5,  # learning rate at the end of the cosine; the warm-up starts at rate / 10
+        warmup_epochs=10.0,  # length of the warm-up of a run measured in epochs ...
+        warmup_steps=0,  # ... or its length in steps; at most one of the two is above 0
+        beta1=0.9,  # AdamW: decay of the first moment
+        beta2=0.95,  # AdamW: decay of the second moment
+        eps=1e-8,  # AdamW: added to the root of the second moment
+        weight_decay=0.1,  # of everything with two or more dimensions that is not a bias
+        clip_norm=3.0,  # largest norm of a head's gradient, 0 for no clipping
+    )
+
+
+def _data():
+    return dict(
+        dataset="imagenet2012",  # a TFDS name, one of this package's own, or folder
+        data_dir="",  # where it lies: "" is TFDS's default; for a folder, the folder
+        train_split="train",
+        eval_dataset="",  # another data set to evaluate on; "" is the same one
+        eval_split="validation",  # the split of the reported accuracy
+        num_classes=1000,
+        crop_scale=(0.08, 1.0),  # random resized crop: area, as a share of the image's
+        crop_ratio=(3 / 4, 4 / 3),  # random resized crop: width over height
+        flip=0.5,  # probability of a horizontal flip
+        randaugment="rand-m9-mstd0.5-inc1",  # this policy, in timm's notation, or "" for none
+        erasing=0.25,  # probability of one random rectangle of noise, 0 for none
+        # Left open, images come in as in the encoder's own validation: resize 300 and centre crop
+        # 256 for B/16, resize 256 and centre crop 224 for H/14. Mean and std are always its own.
+        image_size=0,  # pixels per image side; 0 is the encoder's
+        eval_resize=0,  # evaluation: pixels of the short side before the crop; 0 is the encoder's
+        num_workers=16,  # processes that decode and augment, 0 for none but this one
+        prefetch=1,  # batches that each of them keeps ready
+        bad_fraction=0.001,  # the run stops when more than this share of the images is broken
+    )

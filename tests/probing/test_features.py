@@ -1,0 +1,40 @@
+"""Features equal the published ones, with every option of layers, pooling and norm."""
+
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from tests import goldens
+from xtra_jax.errors import UserError
+from xtra_jax.model.masks import block_raster_order
+from xtra_jax.model.xtra import bind
+from xtra_jax.probing.features import FeatureSpec, encoder_features
+
+GOLDEN = "F_probe_features_uses_B_hot_weights"
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    spec = goldens.tiny_spec()
+    return bind(spec, goldens.params_of("B_tiny_block_hot", spec)).encoder
+
+
+@pytest.mark.parametrize("name", [k for k in goldens.load(GOLDEN) if k.startswith("features/")])
+def test_features_equal_the_published_ones(encoder, name):
+    golden = goldens.load(GOLDEN)
+    options = re.fullmatch(r"features/n(\d)_layeravg(\d)_patchavg(\d)_norm(\d)", name)
+    last, average, pool, norm = map(int, options.groups())
+    features = FeatureSpec(last, bool(average), bool(pool), bool(norm))
+    grid = encoder.spec.grid
+    patches = goldens.patches_of(golden, grid, "images_eval")
+    ours = jax.jit(lambda x: encoder_features(encoder, x, features))(patches)
+    if not pool:
+        ours = ours[:, np.argsort(block_raster_order(grid))]
+    np.testing.assert_allclose(ours, golden[name], rtol=0, atol=5e-5)
+
+
+def test_more_layers_than_the_encoder_has_is_one_sentence(encoder):
+    with pytest.raises(UserError, match="the encoder has 3 layers"):
+        encoder_features(encoder, np.zeros((1, 64, 192), np.float32), FeatureSpec(6))

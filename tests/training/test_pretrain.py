@@ -1,0 +1,115 @@
+"""A run goes on by itself, exactly where it stopped."""
+
+import jax
+import numpy as np
+import pytest
+
+from xtra_jax.config import load
+from xtra_jax.errors import UserError
+from xtra_jax.training.checkpoint import restore_params
+from xtra_jax.training.pretrain import check_same_run, pretrain
+from xtra_jax.training.progress import Progress
+from xtra_jax.training.telemetry import read_metrics
+
+
+def tiny(data_dir, **overrides):
+    """Seconds of the demo, with stochastic depth so that randomness must resume too."""
+    settings = {
+        "steps": 7,
+        "optim.warmup_steps": 2,
+        "batch_size": 16,
+        "log_every": 1,
+        "eval_every": 4,
+        "save_every": 2,
+        "model.width": 12,
+        "model.depth": 2,
+        "model.image_size": 16,
+        "model.patch_size": 4,
+        "model.drop_path": 0.3,
+        "predictor.width": 12,
+        "predictor.hidden": 8,
+        "predictor.depth": 1,
+        "head.hidden": 8,
+        "data.eval_resize": 16,
+        "data.eval_split": "test[:20]",
+        "data.data_dir": str(data_dir),
+        "mesh.data": 2,
+        "mesh.fsdp": 4,
+    }
+    return load("configs/demo.py", settings | overrides)
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(data_dir, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "uninterrupted"
+    return workdir, pretrain(tiny(data_dir), str(workdir))
+
+
+class Interrupting(Progress):
+    """Ctrl-C after a number of steps."""
+
+    def __init__(self, step):
+        super().__init__(7, active=False)
+        self._stop = step
+
+    def update(self, step, **fields):
+        if step == self._stop:
+            raise KeyboardInterrupt
+
+
+def assert_same_bits(ours, theirs):
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+def test_an_interrupted_run_ends_with_the_same_state_bit_for_bit(data_dir, uninterrupted, tmp_path):
+    for step in (3, 6):
+        with pytest.raises(KeyboardInterrupt):
+            pretrain(tiny(data_dir), str(tmp_path), progress=Interrupting(step))
+    outcome = pretrain(tiny(data_dir), str(tmp_path))
+    workdir, expected = uninterrupted
+    assert_same_bits(jax.device_get(outcome.state), jax.device_get(expected.state))
+    assert_same_bits(restore_params(tmp_path), restore_params(workdir))
+    assert outcome.validation == expected.validation
+
+    def told(folder):
+        timing = {"time", "images_per_s", "step_ms", "input_wait"}
+        return [{k: v for k, v in m.items() if k not in timing} for m in read_metrics(folder)]
+
+    assert told(tmp_path) == told(workdir)
+
+
+def test_a_complete_run_takes_no_step_more_and_tells_its_validation(data_dir, uninterrupted):
+    workdir, expected = uninterrupted
+    again = pretrain(tiny(data_dir), str(workdir))
+    assert again.step == 7 and again.validation == expected.validation
+    assert_same_bits(jax.device_get(again.state), jax.device_get(expected.state))
+
+
+def test_training_lowers_the_loss_on_held_out_images(uninterrupted):
+    _, outcome = uninterrupted
+    assert outcome.validation["images"] == 20
+    metrics = read_metrics(uninterrupted[0])
+    losses = [m["validation/loss"] for m in metrics if "validation/loss" in m]
+    assert len(losses) == 2 and losses[1] < losses[0]
+
+
+def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(data_dir, tmp_path):
+    first, again, other = (
+        pretrain(tiny(data_dir, steps=3, seed=seed), str(tmp_path / name)).validation
+        for name, seed in (("first", 3), ("again", 3), ("other", 4))
+    )
+    assert first == again and first != other
+
+
+def test_what_fixes_model_and_batches_cannot_change_and_the_rest_is_told(data_dir):
+    saved = tiny(data_dir).to_dict()
+    changes = check_same_run(tiny(data_dir, steps=9, **{"model.remat": "full"}), saved, "run")
+    assert changes == ["model.remat none -> full", "steps 7 -> 9"]
+    for key, value in (("batch_size", 32), ("predictor.depth", 2), ("data.dataset", "folder:x")):
+        with pytest.raises(UserError, match=f"run holds a run with {key}="):
+            check_same_run(tiny(data_dir, **{key: value}), saved, "run")

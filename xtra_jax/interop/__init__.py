@@ -1,0 +1,1 @@
+"""Weights of other frameworks: their names, their layouts, and ours."""

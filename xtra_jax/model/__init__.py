@@ -1,0 +1,1 @@
+"""The paper: block causal masks, the vision transformer, the predictor and the objective."""

@@ -1,0 +1,230 @@
+"""The probing job: from a config and a checkpoint to accuracies in a file."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from functools import partial
+
+import jax
+from ml_collections import ConfigDict
+
+from xtra_jax.config import from_dict, model_spec, total_steps, warmup_steps, with_encoder_input
+from xtra_jax.data.erasing import random_erasing
+from xtra_jax.data.pipeline import eval_batches, limit_bad_images, train_batches
+from xtra_jax.data.randaugment import RandAugment
+from xtra_jax.data.sources import Source, open_source
+from xtra_jax.data.transforms import EvalTransform, PretrainTransform
+from xtra_jax.errors import UserError
+from xtra_jax.model.patches import normalise_patches, patchify, unpatchify
+from xtra_jax.model.variants import XTRASpec
+from xtra_jax.model.xtra import bind_encoder
+from xtra_jax.parallel.mesh import check_batch, make_mesh, put_batch
+from xtra_jax.parallel.sharding import replicated, shardings
+from xtra_jax.probing.features import LINEAR, FeatureSpec, encoder_features
+from xtra_jax.probing.probe import Scores, train_probe
+from xtra_jax.probing.results import History, best_head, check_writable, write_results
+from xtra_jax.probing.sweep import HeadGroup, Recipe, Setting
+from xtra_jax.training.checkpoint import find_checkpoint, read_config, restore_params
+from xtra_jax.training.progress import Progress
+
+
+def probe(config: ConfigDict, out: str = "", *, progress: Progress | None = None) -> list[History]:
+    """Probes the checkpoint that the config names, writes the accuracies and returns them.
+
+    Args:
+        out: the JSON file to write; by default `probes/<name>.json` in the run's working directory.
+
+    Raises:
+        UserError: config, checkpoint, data and mesh don't fit together.
+    """
+    if not config.checkpoint:
+        raise UserError("checkpoint is empty: name a run's --workdir or one of its checkpoints")
+    path = find_checkpoint(config.checkpoint)
+    pretraining = from_dict(read_config(path))
+    if not out and path.parent.name != "checkpoints":
+        raise UserError(
+            f"{path} belongs to no run's working directory: say where to write with --out"
+        )
+    out = out or str(path.parent.parent / "probes" / f"{config.name}.json")
+    params = restore_params(path)
+    return probe_params(config, params, pretraining, out, checkpoint=str(path), progress=progress)
+
+
+def probe_params(
+    config: ConfigDict,
+    params: dict,
+    pretraining: ConfigDict,
+    out: str,
+    *,
+    checkpoint: str,
+    progress: Progress | None = None,
+) -> list[History]:
+    """Probes an encoder whose parameters are at hand.
+
+    Args:
+        params: of the whole pretraining model; only the encoder's are used.
+        pretraining: the config that describes that model.
+        out: the JSON file to write.
+        checkpoint: what the file says was probed.
+
+    Returns:
+        One history per head: of each kind, one for each of the config's rates.
+    """
+    config = with_encoder_input(config, pretraining)
+    spec = model_spec(pretraining)
+    mesh = make_mesh(dict(config.mesh))
+    check_batch(config.batch_size, mesh)
+    groups = head_groups(config, spec)
+    train_source = _labelled(config, config.data.dataset, config.data.train_split)
+    eval_dataset = config.data.eval_dataset or config.data.dataset
+    eval_source = _labelled(config, eval_dataset, config.data.eval_split)
+    recipe = make_recipe(config, len(train_source))
+    check_writable(out)
+    progress = progress or Progress(recipe.steps, active=jax.process_index() == 0)
+
+    share = dict(
+        batch_size=config.batch_size,
+        num_workers=config.data.num_workers,
+        prefetch=config.data.prefetch,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    batches = limit_bad_images(
+        train_batches(train_source, train_transform(config), seed=config.seed, **share),
+        len(train_source),
+        config.data.bad_fraction,
+    )
+    eval_transform = EvalTransform(config.data.eval_resize, config.data.image_size)
+    encoder = jax.device_put(params["encoder"], shardings(params["encoder"], mesh))
+    features = partial(_features, config=config, pretraining=pretraining, groups=tuple(groups))
+
+    unreadable = 0
+    begin = time.monotonic()
+
+    def on_step(step: int, losses) -> None:
+        if step % config.log_every == 0:
+            rate = step * config.batch_size / (time.monotonic() - begin)
+            progress.update(step, images_per_s=rate)
+
+    def on_evaluation(step: int, scores: Scores) -> None:
+        nonlocal unreadable
+        unreadable = scores.unreadable
+        best = {kind: max(right) / scores.total for kind, right in scores.correct.items()}
+        found = "  ".join(f"{kind} {accuracy:.1%}" for kind, accuracy in best.items())
+        progress.note(f"step {step}/{recipe.steps}  best accuracy  {found}")
+
+    with progress, contextlib.closing(batches):
+        _, histories = train_probe(
+            groups,
+            jax.tree_util.Partial(features, encoder),
+            batches,
+            lambda: eval_batches(eval_source, eval_transform, **share),
+            recipe,
+            seed=config.seed,
+            put=lambda batch: put_batch(batch, mesh),
+            sharding=replicated(mesh),
+            on_step=on_step,
+            on_evaluation=on_evaluation,
+        )
+    if jax.process_index() == 0:
+        write_results(
+            out,
+            histories,
+            config=config.to_dict(),
+            checkpoint=checkpoint,
+            unreadable_images=unreadable,
+        )
+    return histories
+
+
+def head_groups(config: ConfigDict, spec: XTRASpec) -> dict[str, HeadGroup]:
+    """The heads to train, by their kind."""
+    kinds = ("attentive", "linear") if config.kind == "both" else (config.kind,)
+    settings = tuple(Setting(rate, config.optim.weight_decay) for rate in config.rates)
+    return {
+        kind: HeadGroup(
+            kind,
+            spec.encoder.width,
+            config.data.num_classes,
+            settings,
+            num_heads=config.probe.num_heads,
+            num_queries=config.probe.num_queries,
+        )
+        for kind in kinds
+    }
+
+
+def make_recipe(config: ConfigDict, num_examples: int) -> Recipe:
+    """Length, schedule and optimizer of a probe over so many training images."""
+    steps, optim = total_steps(config, num_examples), config.optim
+    return Recipe(
+        steps=steps,
+        steps_per_epoch=num_examples / config.batch_size,
+        warmup_steps=warmup_steps(config, steps),
+        end_rate=optim.end_lr,
+        beta1=optim.beta1,
+        beta2=optim.beta2,
+        eps=optim.eps,
+        clip_norm=optim.clip_norm,
+        label_smoothing=config.label_smoothing,
+        eval_every=config.eval_every,
+    )
+
+
+def train_transform(config: ConfigDict) -> PretrainTransform:
+    """Crop, flip and, where the config names it, RandAugment."""
+    data = config.data
+    return PretrainTransform(
+        data.image_size,
+        tuple(data.crop_scale),
+        tuple(data.crop_ratio),
+        data.flip,
+        RandAugment(mean=tuple(data.mean)) if data.randaugment else None,
+    )
+
+
+def feature_spec(kind: str, config: ConfigDict) -> FeatureSpec:
+    """Linear heads see the last layer's mean token, attentive ones the last layers' tokens."""
+    return LINEAR if kind == "linear" else FeatureSpec(config.probe.last_layers)
+
+
+def _features(
+    encoder_params: dict, images, key, *, config: ConfigDict, pretraining: ConfigDict, groups
+) -> dict:
+    """uint8 images to the features of each kind of head; erased where a key is given."""
+    spec, data = model_spec(pretraining), config.data
+    grid = spec.grid.resized(data.image_size)
+    patches = normalise_patches(patchify(images, grid), data.mean, data.std)
+    if key is not None and data.erasing:
+        pixels = unpatchify(patches, grid)
+        patches = patchify(random_erasing(key, pixels, probability=data.erasing), grid)
+    encoder = bind_encoder(spec, encoder_params)
+    return {
+        kind: encoder_features(encoder, patches, feature_spec(kind, config), grid=grid)
+        for kind in groups
+    }
+
+
+def _labelled(config: ConfigDict, dataset: str, split: str) -> Source:
+    source = open_source(dataset, split, config.data.data_dir)
+    if source.num_classes != config.data.num_classes:
+        has = "no labels" if source.num_classes is None else f"{source.num_classes} classes"
+        raise UserError(
+            f"{dataset} ({split}) has {has}, and data.num_classes={config.data.num_classes}: a "
+            "probe needs labelled images of as many classes as it is told"
+        )
+    return source
+
+
+def summary(histories: list[History]) -> str:
+    """A line per kind of head: its best rate and accuracy."""
+    lines = []
+    for kind in dict.fromkeys(history.group for history in histories):
+        best = best_head(histories, kind)
+        last = best.last
+        lines.append(
+            f"{kind:10} {last.accuracy:.2%} ({last.correct} of {last.total}) at rate "
+            f"{best.setting.rate:g}, chosen on the reported split"
+        )
+    return "\n".join(lines)

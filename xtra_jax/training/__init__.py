@@ -1,0 +1,1 @@
+"""Training: schedule, optimizer, the pure step, the loop, checkpoints and telemetry."""

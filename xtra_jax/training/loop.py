@@ -1,0 +1,177 @@
+"""The training loop: evaluate, save, fetch, step, in this order.
+
+At the time of saving, the state has taken `step` steps and the data stream has given `step`
+batches, so that what is saved always agrees.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+
+import jax
+import numpy as np
+
+from xtra_jax.errors import RunFailed
+from xtra_jax.training.checkpoint import Checkpointer
+from xtra_jax.training.progress import Progress
+from xtra_jax.training.step import TrainState
+from xtra_jax.training.telemetry import MetricWriter
+
+Evaluation = Callable[[dict], Mapping[str, float]]
+
+# Steps dispatched ahead of the device: enough to hide the host, few enough to bound the memory.
+_AHEAD = 2
+
+# The update's norm tells of parameters that have just left the range of float32, before a
+# checkpoint can hold them and before a loss shows it.
+_MUST_BE_FINITE = ("loss", "grad_norm", "update_norm")
+
+
+@dataclasses.dataclass
+class Meter:
+    """Collects the metrics of the steps since the last report, without waiting for them.
+
+    Attributes:
+        batch_size: images per step, of weight 0 or not.
+        flops_per_image: useful FLOPs of a training step, for MFU.
+        peak_flops: of all devices together; None where it isn't known.
+    """
+
+    batch_size: int
+    flops_per_image: float
+    peak_flops: float | None
+
+    def __post_init__(self):
+        self._pending: list[tuple[int, dict]] = []
+        self._checked: list[dict] = []
+        self._bad_images = 0
+        self._waited = 0.0
+        self._since = time.monotonic()
+
+    def wait_for(self, batches: Iterator[dict]) -> dict:
+        """The next batch; the time it takes counts as waiting for input."""
+        begin = time.monotonic()
+        batch = next(batches)
+        self._waited += time.monotonic() - begin
+        return batch
+
+    def add(self, step: int, metrics: dict) -> None:
+        """Takes a step's metrics, as arrays that may still be being computed."""
+        self._pending.append((step, metrics))
+        if len(self._pending) > _AHEAD:
+            jax.block_until_ready(self._pending[-1 - _AHEAD][1])
+
+    def check(self) -> None:
+        """Fetches what was added.
+
+        Raises:
+            RunFailed: a loss, gradient or update is not finite, naming it and the first such step.
+        """
+        for step, metrics in jax.device_get(self._pending):
+            for name in _MUST_BE_FINITE:
+                if not math.isfinite(metrics[name]):
+                    raise RunFailed(
+                        f"{name} is {metrics[name]} at step {step}, so the run ends here; a lower "
+                        "optim.lr, a longer warm-up or float32 may keep it finite"
+                    )
+            self._checked.append(metrics)
+        self._pending = []
+
+    def report(self) -> dict[str, float]:
+        """Means over the images since the last report, and how fast they were trained on.
+
+        `bad_images` counts what was broken in the batches since this process started.
+        """
+        self.check()
+        seconds = max(time.monotonic() - self._since, 1e-9)
+        steps = len(self._checked)
+        valid = [float(metrics["images"]) for metrics in self._checked]
+        weights = valid if any(valid) else None
+        mean = {
+            name: float(np.average([metrics[name] for metrics in self._checked], weights=weights))
+            for name in _MUST_BE_FINITE
+        }
+        images = steps * self.batch_size
+        self._bad_images += round(images - sum(valid))
+        rate = images / seconds
+        report = mean | {
+            "lr": float(self._checked[-1]["lr"]),
+            "images_per_s": rate,
+            "step_ms": 1000 * seconds / steps,
+            "input_wait": self._waited / seconds,
+            "bad_images": self._bad_images,
+        }
+        if self.peak_flops:
+            report["mfu"] = rate * self.flops_per_image / self.peak_flops
+        self._checked, self._waited = [], 0.0
+        self._since = time.monotonic()
+        return report
+
+    def pause(self, seconds: float) -> None:
+        """Leaves time out of the rates: evaluation is not training."""
+        self._since += seconds
+
+
+def train(
+    state: TrainState,
+    batches: Iterator[dict],
+    train_step: Callable[[TrainState, dict], tuple[TrainState, dict]],
+    *,
+    first_step: int,
+    steps: int,
+    checkpointer: Checkpointer,
+    saved_with: Callable[[int], dict],
+    evaluations: Mapping[str, Evaluation],
+    meter: Meter,
+    writer: MetricWriter,
+    progress: Progress,
+    log_every: int,
+    eval_every: int,
+) -> tuple[TrainState, int]:
+    """Trains from `first_step` to `steps`.
+
+    Args:
+        batches: on the devices, beginning with that of `first_step`.
+        saved_with: step to the keyword arguments that `Checkpointer.save` takes beside the state.
+        evaluations: name to a function of the parameters; its metrics are logged under "name/".
+        eval_every: steps between evaluations; 0 evaluates at the end only.
+
+    Returns:
+        The state, and the step it stopped at: `steps`, or less after a preemption.
+
+    Raises:
+        RunFailed: loss, gradients or updates are no longer finite. No checkpoint holds them.
+    """
+    for step in range(first_step, steps + 1):
+        last = step == steps
+        if step > first_step and (last or (eval_every and step % eval_every == 0)):
+            begin = time.monotonic()
+            meter.check()
+            for name, evaluate in evaluations.items():
+                metrics = {f"{name}/{key}": v for key, v in evaluate(state.params).items()}
+                if metrics:
+                    writer.write(step, metrics)
+                    progress.note(f"step {step}  " + described(metrics))
+            meter.pause(time.monotonic() - begin)
+        if checkpointer.due(step) or (last and step > first_step):
+            meter.check()
+            checkpointer.save(step, state, **saved_with(step), force=True)
+        if last or checkpointer.reached_preemption(step):
+            break
+        batch = meter.wait_for(batches)
+        state, metrics = train_step(state, batch)
+        meter.add(step + 1, metrics)
+        if (step + 1) % log_every == 0 or step + 1 == steps:
+            report = meter.report()
+            writer.write(step + 1, report)
+            shown = {name: report[name] for name in ("loss", "images_per_s", "input_wait")}
+            progress.update(step + 1, **shown)
+    checkpointer.wait()
+    return state, step
+
+
+def described(metrics: Mapping[str, float]) -> str:
+    return "  ".join(f"{name} {value:.5g}" for name, value in metrics.items())

@@ -1,0 +1,73 @@
+"""From a config to what it describes: data, objective, order, schedule, optimizer."""
+
+from __future__ import annotations
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from xtra_jax.config import warmup_steps
+from xtra_jax.data.sources import Source, open_source
+from xtra_jax.model.layers import Execution
+from xtra_jax.model.orders import pseudo_random_orders
+from xtra_jax.model.variants import XTRASpec
+from xtra_jax.training.optimizer import adamw
+from xtra_jax.training.schedule import warmup_cosine
+from xtra_jax.training.step import Objective
+
+
+def open_training_source(config: ConfigDict) -> Source:
+    data = config.data
+    return open_source(data.dataset, data.train_split, data.data_dir)
+
+
+def open_eval_source(config: ConfigDict) -> Source | None:
+    """The held-out images; None where the config names no split of them."""
+    data = config.data
+    if not data.eval_split:
+        return None
+    return open_source(data.eval_dataset or data.dataset, data.eval_split, data.data_dir)
+
+
+def execution_of(config: ConfigDict) -> Execution:
+    model = config.model
+    return Execution(model.attention, model.scan_layers, model.remat)
+
+
+def objective_of(config: ConfigDict) -> Objective:
+    return Objective(
+        kind=config.loss.kind,
+        norm_pix=config.loss.norm_pix,
+        drop_last_block=config.model.drop_last_block,
+        mean=tuple(config.data.mean),
+        std=tuple(config.data.std),
+    )
+
+
+def orders_of(config: ConfigDict, spec: XTRASpec) -> np.ndarray | None:
+    """The block orders of the pseudo-random ablation, the same for a run's whole life."""
+    if config.model.order == "raster":
+        return None
+    return pseudo_random_orders(spec.grid.num_blocks, config.seed)
+
+
+def make_schedule(config: ConfigDict, steps: int):
+    optim = config.optim
+    return warmup_cosine(
+        peak=optim.lr,
+        start=optim.warmup_lr,
+        end=optim.end_lr,
+        steps=steps,
+        warmup_steps=warmup_steps(config, steps),
+    )
+
+
+def make_optimizer(config: ConfigDict, schedule):
+    optim = config.optim
+    return adamw(
+        schedule,
+        beta1=optim.beta1,
+        beta2=optim.beta2,
+        eps=optim.eps,
+        weight_decay=optim.weight_decay,
+        clip_norm=optim.clip_norm,
+    )

@@ -1,0 +1,77 @@
+"""Paths that are local or remote, and what file systems answer, as one sentence."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from etils import epath
+
+from xtra_jax.errors import UserError
+
+
+def absolute(path: os.PathLike | str) -> epath.Path:
+    """The path without `~` and made absolute; gs://bucket/... and the like stay as they are."""
+    path = epath.Path(path).expanduser()
+    # Not path.absolute() or .resolve(): they take gs:// for the start of a relative path.
+    return path if path.is_absolute() else epath.Path(os.path.abspath(path))
+
+
+def is_local(path: os.PathLike | str) -> bool:
+    """Whether files at this path can be renamed in one stroke and appended to."""
+    return "://" not in os.fspath(path)
+
+
+def write_text(path: epath.Path, text: str) -> None:
+    """Writes a file so that a reader, or a crash, meets the old content or the new one."""
+    if not is_local(path):
+        path.write_text(text)  # object stores replace whole files in one stroke
+        return
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def explained(what: str, consequence: str = "") -> Iterator[None]:
+    """Turns refusals of a file system into `UserError`; any other exception passes.
+
+    Args:
+        what: what could not be done, to what: the start of the sentence. The reason follows.
+        consequence: the end of the sentence.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except ImportError as error:
+        # etils and tensorboardX import what remote paths need when they meet one.
+        hint = " (pip install 'xtra_jax[gcs]')" if "gs://" in what else ""
+        raise UserError(f"{what}: {error}{hint}") from error
+    except OSError as error:
+        raise UserError(f"{what}: {error.strerror or error}{consequence}") from error
+    except ValueError as error:
+        reason = tensorstore_reason(str(error))
+        if reason is None:
+            raise
+        raise UserError(f"{what}: {reason}{consequence}") from error
+
+
+def tensorstore_reason(message: str) -> str | None:
+    """What the system said, out of TensorStore's ValueErrors; None for other messages.
+
+    Theirs read "STATUS_CODE: what was done to which file: what the system said [...]".
+    """
+    if not re.match(r"[A-Z_]{6,}: ", message):
+        return None
+    said = re.search(r"([^:]+) \[os_error_code=", message)
+    return said[1].strip() if said else message.split(" [")[0]
