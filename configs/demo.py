@@ -38,6 +38,8 @@ def get_config():
         crop_ratio=(0.75, 1.33),
         flip=0.0,  # a mirrored 2 is no digit
         eval_resize=48,
+        mean=(0.305, 0.305, 0.305),  # of the scans, which are grey
+        std=(0.376, 0.376, 0.376),
         num_workers=0,
         prefetch=2,
     )
