@@ -37,4 +37,4 @@ def __getattr__(name: str):
 
 
 def __dir__():
-    return sorted([*globals(), *_HOMES])
+    return list(__all__)

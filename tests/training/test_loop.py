@@ -1,0 +1,162 @@
+"""The loop's order, and what its meter tells."""
+
+import numpy as np
+import pytest
+
+from xtra_jax.errors import RunFailed
+from xtra_jax.training import loop
+from xtra_jax.training.loop import Meter, train
+from xtra_jax.training.progress import Progress
+from xtra_jax.training.step import TrainState
+
+
+def metrics(loss=1.0, images=8.0, **changes):
+    values = {"loss": loss, "grad_norm": 2.0, "update_norm": 0.1, "lr": 1e-3, "images": images}
+    return {name: np.float32(value) for name, value in (values | changes).items()}
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Seconds that pass only when told to."""
+    now = [0.0]
+    monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_rates_and_mfu_are_images_and_flops_over_time(clock):
+    meter = Meter(batch_size=8, flops_per_image=50.0, peak_flops=1000.0)
+    for step in range(4):
+        meter.add(step + 1, metrics())
+    clock[0] = 2.0
+    report = meter.report()
+    assert report["images_per_s"] == 16 and report["step_ms"] == 500
+    assert report["mfu"] == pytest.approx(16 * 50 / 1000)
+    assert "mfu" not in _report(Meter(8, 50.0, None), metrics())
+
+
+def _report(meter, *steps):
+    for step, values in enumerate(steps):
+        meter.add(step + 1, values)
+    return meter.report()
+
+
+def test_time_in_evaluation_counts_for_nothing_and_waiting_for_input_is_told(clock):
+    def batches():
+        clock[0] += 1.0
+        yield {}
+
+    meter = Meter(8, 1.0, None)
+    meter.wait_for(batches())
+    clock[0] += 3.0
+    meter.add(1, metrics())
+    clock[0] += 100.0
+    meter.pause(100.0)
+    report = meter.report()
+    assert report["input_wait"] == pytest.approx(0.25)
+    assert report["images_per_s"] == pytest.approx(2)
+
+
+def test_the_loss_told_is_the_mean_over_valid_images():
+    report = _report(Meter(8, 1.0, None), metrics(loss=1.0, images=6.0), metrics(3.0, images=2.0))
+    assert report["loss"] == pytest.approx((6 * 1 + 2 * 3) / 8)
+    assert report["bad_images"] == 8
+    nothing = _report(Meter(8, 1.0, None), metrics(0.0, images=0.0))
+    assert nothing["loss"] == 0 and nothing["bad_images"] == 8
+
+
+@pytest.mark.parametrize("name", ["loss", "grad_norm", "update_norm"])
+def test_the_first_step_that_is_not_finite_is_named(name):
+    meter = Meter(8, 1.0, None)
+    for step, value in ((6, 1.0), (7, np.nan), (8, np.inf)):
+        meter.add(step, metrics(**{name: value}))
+    with pytest.raises(RunFailed, match=f"{name} is nan at step 7"):
+        meter.check()
+
+
+class Recorder:
+    """Stands for everything the loop calls, and notes in which order."""
+
+    def __init__(self, save_every, preempted_at=None):
+        self.calls = []
+        self._save_every = save_every
+        self._preempted_at = preempted_at
+
+    def due(self, step):
+        return step > 0 and step % self._save_every == 0
+
+    def reached_preemption(self, step):
+        return step == self._preempted_at
+
+    def save(self, step, state, **saved_with):
+        assert state.step == step == saved_with["position"]
+        self.calls.append(f"save {step}")
+
+    def wait(self):
+        self.calls.append("wait")
+
+    def write(self, step, metrics):
+        pass
+
+    def batches(self):
+        for number in range(100):
+            self.calls.append(f"fetch {number}")
+            yield {}
+
+    def take_step(self, state, batch):
+        self.calls.append(f"step {state.step + 1}")
+        return TrainState(state.step + 1, {}, ()), metrics()
+
+    def evaluate(self, params):
+        self.calls.append("evaluate")
+        return {"loss": 1.0}
+
+    def run(self, first_step=0, steps=4):
+        return train(
+            TrainState(first_step, {}, ()),
+            self.batches(),
+            self.take_step,
+            first_step=first_step,
+            steps=steps,
+            checkpointer=self,
+            saved_with=lambda step: {"position": step},
+            evaluations={"validation": self.evaluate},
+            meter=Meter(8, 1.0, None),
+            writer=self,
+            progress=Progress(steps, active=False),
+            log_every=2,
+            eval_every=2,
+        )
+
+
+def test_the_order_is_evaluate_save_fetch_step():
+    recorder = Recorder(save_every=2)
+    assert recorder.run()[1] == 4
+    assert recorder.calls == [
+        *("fetch 0", "step 1", "fetch 1", "step 2"),
+        *("evaluate", "save 2", "fetch 2", "step 3", "fetch 3", "step 4"),
+        *("evaluate", "save 4", "wait"),
+    ]
+
+
+def test_what_was_evaluated_before_the_restart_is_not_evaluated_again():
+    recorder = Recorder(save_every=100)
+    recorder.run(first_step=2)
+    assert recorder.calls[:2] == ["fetch 0", "step 3"]
+    assert recorder.calls[-3:] == ["evaluate", "save 4", "wait"]
+
+
+def test_a_preemption_ends_the_run_without_another_fetch():
+    recorder = Recorder(save_every=1, preempted_at=1)
+    assert recorder.run()[1] == 1
+    assert recorder.calls == ["fetch 0", "step 1", "save 1", "wait"]
+
+
+def test_a_step_that_diverged_is_never_saved():
+    recorder = Recorder(save_every=1)
+    recorder.take_step = lambda state, batch: (
+        TrainState(state.step + 1, {}, ()),
+        metrics(loss=np.nan if state.step == 1 else 1.0),
+    )
+    with pytest.raises(RunFailed, match="at step 2"):
+        recorder.run()
+    assert [call for call in recorder.calls if call.startswith("save")] == ["save 1"]
