@@ -10,9 +10,10 @@ from tests import goldens
 from xtra_jax.errors import UserError
 from xtra_jax.model.masks import block_raster_order
 from xtra_jax.model.xtra import bind
-from xtra_jax.probing.features import FeatureSpec, encoder_features
+from xtra_jax.probing.features import LINEAR, FeatureSpec, encoder_features
 
 GOLDEN = "F_probe_features_uses_B_hot_weights"
+HEADS = "F_probe_heads_uses_B_hot_weights"
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +34,17 @@ def test_features_equal_the_published_ones(encoder, name):
     if not pool:
         ours = ours[:, np.argsort(block_raster_order(grid))]
     np.testing.assert_allclose(ours, golden[name], rtol=0, atol=5e-5)
+
+
+@pytest.mark.parametrize("images", ["train", "eval"])
+def test_the_heads_features_in_training_and_evaluation_equal_the_published_ones(encoder, images):
+    golden = goldens.load(HEADS)
+    patches = goldens.patches_of(golden, encoder.spec.grid, f"images_{images}")
+    tokens = encoder_features(encoder, patches, FeatureSpec(last_layers=2))
+    in_raster = tokens[:, np.argsort(block_raster_order(encoder.spec.grid))]
+    np.testing.assert_allclose(in_raster, golden[f"att/{images}_features"], rtol=0, atol=5e-5)
+    pooled = encoder_features(encoder, patches, LINEAR)
+    np.testing.assert_allclose(pooled, golden[f"linear_bn/{images}_features"], rtol=0, atol=5e-5)
 
 
 def test_more_layers_than_the_encoder_has_is_one_sentence(encoder):
