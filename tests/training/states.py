@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import resource
 
 import jax
 import jax.numpy as jnp
@@ -85,3 +87,14 @@ def one_device(index: int = 0) -> SingleDeviceSharding:
 
 def names(directory) -> set[str]:
     return {path.name for path in directory.iterdir()}
+
+
+@contextlib.contextmanager
+def full_disk():
+    """No file can grow beyond 10 kB, the test's own report included: hence not for a whole test."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import resource
 import shutil
 import signal
 import subprocess
@@ -24,6 +23,7 @@ from tests.training.states import (
     abstract,
     advance,
     assert_same_bits,
+    full_disk,
     make_state,
     names,
     one_device,
@@ -213,26 +213,16 @@ def test_config_json_is_written_for_people(tmp_path):
 LARGE = {"width": 1024, "depth": 4}
 
 
-@pytest.fixture
-def small_files():
-    """A function after which no file can grow beyond 10 kB: what a full disk looks like."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 @pytest.mark.filterwarnings("error")
-def test_a_save_that_does_not_fit_is_told_once_and_leaves_the_last_checkpoint(
-    tmp_path, small_files, capfd
-):
+def test_a_save_that_does_not_fit_is_told_once_and_leaves_the_last_checkpoint(tmp_path, capfd):
     save_all(tmp_path, [1])
     large = make_state(**LARGE)
     sentence = (
         r"cannot write the checkpoint of step 2 to .*: File too large; "
         r"the last complete checkpoint \(step 1\) is as it was"
     )
-    small_files()
     with (
+        full_disk(),
         pytest.raises(UserError, match=sentence),
         Checkpointer(tmp_path, save_every=1, keep=1) as checkpointer,
     ):
@@ -243,15 +233,15 @@ def test_a_save_that_does_not_fit_is_told_once_and_leaves_the_last_checkpoint(
     assert "Traceback" not in capfd.readouterr().err
 
 
-def test_a_failed_save_is_told_at_the_next_step_and_not_at_the_next_save(tmp_path, small_files):
+def test_a_failed_save_is_told_at_the_next_step_and_not_at_the_next_save(tmp_path):
     large = make_state(**LARGE)
     checkpointer = Checkpointer(tmp_path, save_every=100, keep=1)
-    small_files()
-    checkpointer.save(100, large, position={}, config={})
-    with pytest.raises(UserError, match=r"step 100 .*\(there is none\)"):
-        for step in range(101, 200):
-            time.sleep(0.1)
-            checkpointer.due(step)
+    with full_disk():
+        checkpointer.save(100, large, position={}, config={})
+        with pytest.raises(UserError, match=r"step 100 .*\(there is none\)"):
+            for step in range(101, 200):
+                time.sleep(0.1)
+                checkpointer.due(step)
     with pytest.raises(UserError, match="step 100"):
         checkpointer.close()
 

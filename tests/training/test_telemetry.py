@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import resource
 import struct
 
 import numpy as np
@@ -12,6 +11,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.record_writer import masked_crc32c
 
+from tests.training.states import full_disk
 from xtra_jax.errors import UserError
 from xtra_jax.training import telemetry
 from xtra_jax.training.telemetry import MetricWriter, read_metrics
@@ -142,20 +142,10 @@ def test_a_directory_that_cannot_be_written_is_one_sentence(tmp_path):
         read_metrics(tmp_path)
 
 
-@pytest.fixture
-def small_files():
-    """A function after which no file can grow beyond 10 kB: what a full disk looks like."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 @pytest.mark.filterwarnings("error")
-def test_a_full_disk_is_told_by_the_write_that_meets_it_and_never_waited_for(
-    tmp_path, small_files, capfd
-):
-    small_files()
+def test_a_full_disk_is_told_by_the_write_that_meets_it_and_never_waited_for(tmp_path, capfd):
     with (
+        full_disk(),
         pytest.raises(UserError, match="cannot write metrics to .*: File too large"),
         MetricWriter(tmp_path) as writer,
     ):
