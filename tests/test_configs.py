@@ -56,6 +56,19 @@ def test_every_ablation_loads(name):
     assert load(f"ablations.py:{name}").name == f"ablation_{name}"
 
 
+@pytest.mark.parametrize("name", ["base.py", "demo.py", *(f"ablations.py:{n}" for n in ABLATIONS)])
+def test_every_config_builds_the_model_it_describes(name):
+    config = load(name)
+    params = abstract_params(configs.model_spec(config))
+    block = config.model.block_size
+    assert len(params["predictor"]["layers"]) == config.predictor.depth
+    assert len(params["heads"]) == config.head.num_tokens
+    embedding, _ = params["heads"]["0"]["fc1"]["kernel"].shape
+    assert embedding == block**2 * config.predictor.width
+    _, pixels = params["heads"]["0"]["fc2"]["kernel"].shape
+    assert pixels == 3 * (block * config.model.patch_size) ** 2
+
+
 @pytest.mark.parametrize("name", PROBES)
 def test_every_probe_loads(name):
     assert load(f"probe.py:{name}").name == f"probe_{name}"
