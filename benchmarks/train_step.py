@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from xtra_jax.model.execution import Execution
 from xtra_jax.model.flops import train_flops
 from xtra_jax.model.grid import Grid
-from xtra_jax.model.layers import Execution
 from xtra_jax.model.variants import EncoderSpec, HeadSpec, PredictorSpec, XTRASpec, variant
 from xtra_jax.training.optimizer import adamw
 from xtra_jax.training.step import Objective, init_state, make_train_step

@@ -94,6 +94,7 @@ def _optim():
         eps=1e-8,  # AdamW: added to the root of the second moment
         weight_decay=0.05,  # of everything with two or more dimensions that is not a bias
         clip_norm=1.0,  # largest global norm of the gradient, 0 for no clipping
+        reduce_dtype="float32",  # in which devices sum the gradients of kernels, or bfloat16
     )
 
 

@@ -1,6 +1,17 @@
 """Every test runs on eight simulated CPU devices, whatever the machine holds."""
 
 import jax
+import pytest
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory):
+    """Starts tiny runs as commands of their own, and ends those that a test leaves behind."""
+    from tests.runs import Runs
+
+    runs = Runs(tmp_path_factory.mktemp("runs"))
+    yield runs
+    runs.close()

@@ -114,6 +114,8 @@ def test_a_bad_config_is_one_sentence_and_leaves_no_run_behind(
         (["pretrain", "--workdir=x"], "--config"),
         (["pretrain", "--config=configs/nowhere.py", "--workdir=x"], "does not exist"),
         (["pretrain", "--config=configs/probe.py:digits", "--workdir=x"], "probe"),
+        (["pretrain", "--config=x", "--workdir=x", "--coordinator=host:1"], "--process_id"),
+        (["pretrain", "--config=x", "--workdir=x", "--process_id=one"], "invalid int value: 'one'"),
         (["probe", "--config=configs/demo.py"], "probe"),
         (["probe", "--config=configs/probe.py:digits"], "checkpoint"),
         (["reconstruct", "--checkpoint=/nowhere"], "holds no checkpoint"),

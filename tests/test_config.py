@@ -12,7 +12,7 @@ from xtra_jax import config as configs
 from xtra_jax import config_rules
 from xtra_jax.errors import UserError
 from xtra_jax.model.attention import IMPLEMENTATIONS
-from xtra_jax.model.layers import REMATS
+from xtra_jax.model.execution import REMATS
 from xtra_jax.model.orders import ORDERS
 from xtra_jax.model.xtra import LOSSES
 

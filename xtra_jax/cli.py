@@ -8,11 +8,14 @@ fails is one sentence and exit code 1.
 from __future__ import annotations
 
 import argparse
+import functools
+import os
 import sys
 from collections.abc import Sequence
 
 from xtra_jax.errors import RunFailed, UserError
 
+DOES_NOT_FIT = 3  # exit code of a plan whose program the chips have no memory for
 _RESUMABLE = (["pretrain"], ["demo"])
 _OVERRIDES = "any config key can be given as --config.KEY=VALUE, e.g. --config.batch_size=1024"
 
@@ -22,16 +25,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         return _run(argv)
-    except UserError as error:
-        print(f"xtra: {error}", file=sys.stderr)
-        return 2
-    except RunFailed as error:
-        print(f"xtra: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        resumes = "; the same command continues the run" if argv[:1] in _RESUMABLE else ""
-        print(f"\nxtra: interrupted{resumes}", file=sys.stderr)
-        return 130
+    except (UserError, RunFailed, KeyboardInterrupt) as error:
+        code, sentence = _described(error, argv[:1])
+        print(sentence, file=sys.stderr)
+        return code
+
+
+def _described(error: BaseException, command: list[str]) -> tuple[int, str] | None:
+    """The exit code and the sentence of an error that is not a mistake in this program."""
+    if isinstance(error, (UserError, RunFailed)):
+        return 2 if isinstance(error, UserError) else 1, f"xtra: {error}"
+    if isinstance(error, KeyboardInterrupt):
+        resumes = "; the same command continues the run" if command in _RESUMABLE else ""
+        return 130, f"\nxtra: interrupted{resumes}"
+    return None
 
 
 def _run(argv: list[str]) -> int:
@@ -59,19 +66,60 @@ def _load(args, overrides, job: str):
     return config
 
 
-def _pretrain(args, overrides) -> None:
-    from xtra_jax.training.pretrain import pretrain
+def _joined(args):
+    """Among the other processes of a run that has several; gives the group of them, or None."""
+    from xtra_jax.parallel.processes import find_place, joined
 
-    pretrain(_load(args, overrides, "pretrain"), args.workdir)
-    print(f"checkpoints and metrics are in {args.workdir}")
+    place = find_place(args.coordinator, args.num_processes, args.process_id)
+    describe = functools.partial(_described, command=[args.command])
+    return joined(place, describe, args.start_timeout)
+
+
+def _tell(text: str) -> None:
+    """Prints a result, unless the terminal is gone: that makes no failure of what was done."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # Python would find the pipe broken once more when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _first(group) -> bool:
+    """Whether this process is the one that speaks for all."""
+    return group is None or group.place.process_id == 0
+
+
+def _pretrain(args, overrides) -> int:
+    from xtra_jax.training.stopping import Stop
+
+    with Stop(args.stopped_exit_code) as stop, _joined(args) as group:
+        stop.share(group)
+        from xtra_jax.training.pretrain import pretrain
+
+        outcome = pretrain(_load(args, overrides, "pretrain"), args.workdir, stop=stop)
+    if _first(group):
+        _tell(_said_of(outcome, args.workdir))
+    return args.stopped_exit_code if outcome.stopped_by else 0
+
+
+def _said_of(outcome, workdir: str) -> str:
+    if outcome.stopped_by:
+        return (
+            f"stopped at step {outcome.step} by {outcome.stopped_by}; saved: the same command "
+            "continues"
+        )
+    return f"checkpoints and metrics are in {workdir}"
 
 
 def _probe(args, overrides) -> None:
-    from xtra_jax.probing.job import probe, summary
-
     if args.checkpoint:
         overrides["checkpoint"] = args.checkpoint
-    print(summary(probe(_load(args, overrides, "probe"), args.out)))
+    with _joined(args) as group:
+        from xtra_jax.probing.job import probe, summary
+
+        histories = probe(_load(args, overrides, "probe"), args.out)
+    if _first(group):
+        _tell(summary(histories))
 
 
 def _reconstruct(args, overrides) -> None:
@@ -82,10 +130,26 @@ def _reconstruct(args, overrides) -> None:
     )
 
 
+def _plan(args, overrides) -> int:
+    from xtra_jax.plan.job import plan, write
+    from xtra_jax.plan.report import describe
+
+    found = plan(
+        _load(args, overrides, "plan"),
+        args.topology,
+        largest=args.largest_batch,
+        examples=args.examples,
+    )
+    _tell(describe(found))
+    if args.out:
+        write(found, args.out)
+    return 0 if found["fits"] else DOES_NOT_FIT
+
+
 def _demo(args, overrides) -> None:
     from xtra_jax.demo import demo
 
-    print(demo(_load(args, overrides, "demo"), args.workdir))
+    _tell(demo(_load(args, overrides, "demo"), args.workdir))
 
 
 class _Parser(argparse.ArgumentParser):
@@ -120,9 +184,37 @@ def _parser() -> argparse.ArgumentParser:
             help="a run's working directory, or one of its checkpoints",
         )
 
+    def takes_processes(sub):
+        group = sub.add_argument_group(
+            "runs of several processes",
+            "The same command is started once per process. On TPU pods, under Slurm's srun and "
+            "with JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID in the "
+            "environment they find each other without these.",
+        )
+        group.add_argument(
+            "--coordinator", metavar="HOST:PORT", help="host of process 0, and a free port on it"
+        )
+        group.add_argument("--num_processes", type=int, metavar="N", help="how many there are")
+        group.add_argument("--process_id", type=int, metavar="I", help="which one this is, from 0")
+        group.add_argument(
+            "--start_timeout",
+            type=float,
+            default=300.0,
+            metavar="SECONDS",
+            help="how long they wait for each other at the start (300)",
+        )
+
     sub = command("pretrain", _pretrain, "Train; continue by itself when WORKDIR holds a run.")
     takes_config(sub)
     sub.add_argument("--workdir", required=True, metavar="DIR", help="where the run is kept")
+    sub.add_argument(
+        "--stopped_exit_code",
+        type=int,
+        default=0,
+        metavar="N",
+        help="exit code after SIGTERM or SIGUSR1, which save a checkpoint and end the run (0)",
+    )
+    takes_processes(sub)
 
     sub = command("probe", _probe, "Train probes on a frozen encoder and write their accuracies.")
     takes_config(sub)
@@ -133,6 +225,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE.json",
         help="results (probes/NAME.json in the run's working directory)",
     )
+    takes_processes(sub)
 
     sub = command("reconstruct", _reconstruct, "Draw what a model predicts for each block.")
     takes_checkpoint(sub)
@@ -140,6 +233,29 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--images", default="", metavar="DIR", help="a folder (the held-out images)")
     sub.add_argument("--count", type=int, default=8, help="how many images (8)")
     sub.add_argument("--out", default="reconstruction.png", metavar="FILE.png")
+
+    sub = command(
+        "plan",
+        _plan,
+        "Compile a run's train step for accelerators that aren't here, and say whether it fits "
+        f"(exit code {DOES_NOT_FIT} if not), what it needs and how long the run takes at least.",
+    )
+    takes_config(sub)
+    sub.add_argument(
+        "--topology",
+        required=True,
+        metavar="NAME",
+        help="v5e:8x8, v5p:2x2x4, h100:8, ... (one that does not exist lists all)",
+    )
+    sub.add_argument("--out", default="", metavar="FILE.json", help="write all figures there too")
+    sub.add_argument(
+        "--largest_batch",
+        action="store_true",
+        help="find the largest batch that fits, compiling twice more or so",
+    )
+    sub.add_argument(
+        "--examples", type=int, metavar="N", help="training images, where they are not known"
+    )
 
     sub = command("demo", _demo, "Pretrain, probe and draw on real digits, in minutes on a CPU.")
     takes_config(sub, default="configs/demo.py")

@@ -31,6 +31,7 @@ CHOICES = {
     "model.remat": ("none", "full", "dots"),
     "predictor.dtype": ("float32", "bfloat16"),
     "loss.kind": ("mse", "l1"),
+    "optim.reduce_dtype": ("float32", "bfloat16"),
     "kind": ("attentive", "linear", "both"),
     "data.randaugment": ("", "rand-m9-mstd0.5-inc1"),
 }

@@ -19,6 +19,7 @@ from xtra_jax.probing.job import probe_params
 from xtra_jax.probing.results import best_head
 from xtra_jax.reconstruct import reconstruct
 from xtra_jax.training.pretrain import Outcome, pretrain
+from xtra_jax.training.stopping import Stop
 from xtra_jax.training.telemetry import read_metrics
 
 
@@ -29,14 +30,20 @@ def demo(config: ConfigDict, workdir: str) -> str:
         config: a pretraining config on a small labelled data set, which is kept in the workdir.
 
     Returns:
-        The table, as text.
+        The table, as text; or a sentence where the pretraining was stopped (see `Stop`).
     """
     run = Path(workdir)
     config.data.data_dir = config.data.data_dir or str(run.absolute() / "data")
     probe_config = probe_config_of(config)
     spec = model_spec(config)
     print(f"pretraining in {run}", flush=True)
-    trained = pretrain(config, workdir)
+    with Stop() as stop:
+        trained = pretrain(config, workdir, stop=stop)
+    if trained.stopped_by:
+        return (
+            f"stopped at step {trained.step} by {trained.stopped_by}; saved: the same command "
+            "continues"
+        )
 
     encoders = {
         "pretrained": trained.state.params,

@@ -102,13 +102,18 @@ def test_a_run_started_in_the_middle_continues_as_if_never_interrupted(squares, 
     assert_equal(take(run(start_step=start_step), 5), take(run(), start_step + 5)[start_step:])
 
 
-@pytest.mark.parametrize("process_count", [2, 4])
-def test_the_processes_shares_side_by_side_are_the_batches_of_one(squares, process_count):
+@pytest.mark.parametrize("num_shards", [2, 4])
+def test_the_shards_side_by_side_are_the_whole_batches(squares, num_shards):
     run = functools.partial(train_batches, squares(23), AUGMENT, batch_size=8, seed=1, start_step=2)
-    shares = [
-        take(run(process_index=i, process_count=process_count), 6) for i in range(process_count)
-    ]
+    shares = [take(run(shards=(i,), num_shards=num_shards), 6) for i in range(num_shards)]
     assert_equal(side_by_side(shares), take(run(), 6))
+
+
+def test_a_process_may_hold_shards_that_are_not_neighbours(squares):
+    run = functools.partial(train_batches, squares(23), AUGMENT, batch_size=8, seed=1)
+    rows = np.array([0, 1, 4, 5])
+    expected = [{name: array[rows] for name, array in batch.items()} for batch in take(run(), 4)]
+    assert_equal(take(run(shards=(0, 2), num_shards=4), 4), expected)
 
 
 @pytest.mark.parametrize("prefetch", [0, 1, 5])
@@ -194,22 +199,22 @@ def test_an_error_in_a_transform_is_no_bad_image(squares):
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 12, 23, 24, 40])
-@pytest.mark.parametrize("process_count", [1, 2, 4])
+@pytest.mark.parametrize("num_shards", [1, 2, 4])
 def test_every_example_counts_exactly_once_when_the_batch_does_not_divide(
-    squares, batch_size, process_count
+    squares, batch_size, num_shards
 ):
-    batch_size *= process_count
+    batch_size *= num_shards
     shares = [
         list(
             eval_batches(
                 squares(23),
                 KEEP,
                 batch_size=batch_size,
-                process_index=i,
-                process_count=process_count,
+                shards=(i,),
+                num_shards=num_shards,
             )
         )
-        for i in range(process_count)
+        for i in range(num_shards)
     ]
     batches = side_by_side(shares)
     index, weight, label, image = (
@@ -242,12 +247,10 @@ def test_an_empty_source_is_a_user_error(squares, batches):
         batches(squares(0), KEEP, batch_size=4)
 
 
-@pytest.mark.parametrize(("batch_size", "process_count"), [(10, 4), (0, 1), (2, 4)])
-def test_a_batch_that_does_not_divide_among_processes_is_a_user_error(
-    squares, batch_size, process_count
-):
+@pytest.mark.parametrize(("batch_size", "num_shards"), [(10, 4), (0, 1), (2, 4)])
+def test_a_batch_that_does_not_divide_into_shards_is_a_user_error(squares, batch_size, num_shards):
     with pytest.raises(UserError, match="does not divide"):
-        eval_batches(squares(9), KEEP, batch_size=batch_size, process_count=process_count)
+        eval_batches(squares(9), KEEP, batch_size=batch_size, num_shards=num_shards)
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import pytest
 
 from tests import goldens
 from xtra_jax.interop.published import pixels_to_published, to_published
-from xtra_jax.model.layers import Execution
+from xtra_jax.model.execution import Execution
 from xtra_jax.model.masks import block_raster_order
 from xtra_jax.model.patches import to_blocks
 from xtra_jax.model.xtra import bind, block_targets, example_losses, reorder_blocks, xtra_losses

@@ -10,7 +10,8 @@ import pytest
 
 from tests import goldens
 from xtra_jax.model.attention import attend
-from xtra_jax.model.layers import Execution, drop_path
+from xtra_jax.model.execution import Execution
+from xtra_jax.model.layers import drop_path
 from xtra_jax.model.patches import denormalise_patches, normalise_patches, patchify
 from xtra_jax.model.positions import bicubic_matrix, resize_positions
 from xtra_jax.model.xtra import bind, init_params, reorder_blocks, xtra_losses
@@ -95,7 +96,7 @@ def test_dropping_the_last_block_is_exact_in_float64(params, patches):
         Execution(remat="full"),
         Execution(scan_layers=True, remat="dots"),
     ],
-    ids=str,
+    ids=lambda execution: f"scan={execution.scan_layers}-remat={execution.remat}",
 )
 def test_scanned_and_rematerialised_equal_unrolled(params, patches, execution):
     """With stochastic depth on, so that the same samples must be dropped in the same layers."""

@@ -8,9 +8,16 @@ from jax.sharding import PartitionSpec
 from tests import goldens
 from xtra_jax.errors import UserError
 from xtra_jax.model.xtra import abstract_params
-from xtra_jax.parallel.mesh import check_batch, make_mesh, mesh_sizes, put_batch
+from xtra_jax.parallel.mesh import (
+    batch_shards,
+    check_batch,
+    check_platform,
+    make_mesh,
+    mesh_sizes,
+    put_batch,
+)
 from xtra_jax.parallel.peaks import PEAK_FLOPS, peak_flops
-from xtra_jax.parallel.sharding import shardings
+from xtra_jax.parallel.sharding import left_whole, shardings
 
 
 def test_one_axis_can_be_inferred():
@@ -76,8 +83,9 @@ def test_heads_and_hidden_units_are_split_over_tensor_and_widths_over_fsdp():
     assert attention["qkv"]["bias"] == PartitionSpec(None, "tensor", None)
     assert attention["out"]["kernel"] == PartitionSpec("tensor", None, "fsdp")
     assert placed["fc1"]["kernel"] == PartitionSpec("fsdp", "tensor")
-    # 43 is not divisible by 4: what can't be split is replicated.
+    # 43 is not divisible by 4: what can't be split is replicated, and told.
     assert placed["odd"]["position"] == PartitionSpec(None, None)
+    assert left_whole(params, mesh) == {"fsdp": ["odd/position"]}
 
 
 def test_peaks_are_found_by_the_longest_name_and_unknown_for_cpus():
@@ -90,3 +98,15 @@ def test_peaks_are_found_by_the_longest_name_and_unknown_for_cpus():
     Device.device_kind = "TPU v5 lite"
     assert peak_flops(Device) == PEAK_FLOPS["TPU v5e"]
     assert peak_flops() is None
+
+
+def test_a_platform_that_was_asked_for_and_is_not_there_is_one_sentence():
+    for asked, found in [("", "cpu"), ("cpu", "cpu"), ("cuda", "gpu"), ("tpu", "tpu")]:
+        check_platform(asked, found)
+    with pytest.raises(UserError, match="asks for cuda, and jax found cpu devices only"):
+        check_platform("cuda", "cpu")
+
+
+def test_one_process_holds_every_shard_of_a_batch():
+    assert batch_shards(make_mesh({"data": 2, "fsdp": 2, "tensor": 2})) == (0, 1, 2, 3)
+    assert batch_shards(make_mesh({"data": 1, "tensor": 8})) == (0,)

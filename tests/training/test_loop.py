@@ -76,26 +76,32 @@ def test_the_first_step_that_is_not_finite_is_named(name):
 class Recorder:
     """Stands for everything the loop calls, and notes in which order."""
 
-    def __init__(self, save_every, preempted_at=None):
+    def __init__(self, save_every, stopped_at=None):
         self.calls = []
         self._save_every = save_every
-        self._preempted_at = preempted_at
+        self._stopped_at = stopped_at
+        self.reason = "SIGTERM"
+        self._unflushed = None
 
     def due(self, step):
         return step > 0 and step % self._save_every == 0
 
-    def reached_preemption(self, step):
-        return step == self._preempted_at
+    def reached(self, step):
+        return step == self._stopped_at
 
     def save(self, step, state, **saved_with):
         assert state.step == step == saved_with["position"]
+        assert self._unflushed is None  # what goes on from here repeats no metrics of before
         self.calls.append(f"save {step}")
 
     def wait(self):
         self.calls.append("wait")
 
     def write(self, step, metrics):
-        pass
+        self._unflushed = step
+
+    def flush(self):
+        self._unflushed = None
 
     def batches(self):
         for number in range(100):
@@ -123,6 +129,7 @@ class Recorder:
             meter=Meter(8, 1.0, None),
             writer=self,
             progress=Progress(steps, active=False),
+            stop=self,
             log_every=2,
             eval_every=2,
         )
@@ -145,10 +152,16 @@ def test_what_was_evaluated_before_the_restart_is_not_evaluated_again():
     assert recorder.calls[-3:] == ["evaluate", "save 4", "wait"]
 
 
-def test_a_preemption_ends_the_run_without_another_fetch():
-    recorder = Recorder(save_every=1, preempted_at=1)
-    assert recorder.run()[1] == 1
-    assert recorder.calls == ["fetch 0", "step 1", "save 1", "wait"]
+def test_a_stop_saves_and_ends_the_run_without_evaluation_or_another_fetch():
+    recorder = Recorder(save_every=100, stopped_at=2)
+    assert recorder.run()[1] == 2
+    assert recorder.calls == ["fetch 0", "step 1", "fetch 1", "step 2", "save 2", "wait"]
+
+
+def test_a_stop_at_the_last_step_comes_too_late_to_leave_anything_out():
+    recorder = Recorder(save_every=100, stopped_at=4)
+    assert recorder.run()[1] == 4
+    assert recorder.calls[-3:] == ["evaluate", "save 4", "wait"]
 
 
 def test_a_step_that_diverged_is_never_saved():

@@ -8,14 +8,14 @@ import numpy as np
 import optax
 import pytest
 
+from xtra_jax.model.execution import Execution
 from xtra_jax.model.grid import Grid
-from xtra_jax.model.layers import Execution
 from xtra_jax.model.orders import pseudo_random_orders
 from xtra_jax.model.patches import normalise_patches, patchify
 from xtra_jax.model.variants import EncoderSpec, HeadSpec, PredictorSpec, XTRASpec
 from xtra_jax.model.xtra import bind, xtra_losses
 from xtra_jax.parallel.mesh import make_mesh, put_batch
-from xtra_jax.parallel.sharding import replicated, shardings
+from xtra_jax.parallel.sharding import activation_placement, replicated, shardings
 from xtra_jax.training.optimizer import adamw
 from xtra_jax.training.step import (
     Objective,
@@ -83,10 +83,18 @@ def plain():
 
 
 @pytest.mark.parametrize(
-    "sizes", [{"data": 8}, {"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}], ids=str
+    "sizes",
+    [
+        {"data": 8},
+        {"fsdp": 8},
+        {"data": 2, "tensor": 4},
+        {"data": 2, "fsdp": 2, "tensor": 2},
+    ],
+    ids=str,
 )
-def test_eight_devices_equal_one(plain, sizes):
-    ours = run(mesh=make_mesh(sizes))
+def test_eight_devices_give_the_loss_and_the_gradients_of_one(plain, sizes):
+    mesh = make_mesh(sizes)
+    ours = run(mesh=mesh, execution=Execution(place=activation_placement(mesh)))
     assert_same_run(ours, plain)
     kernel = ours[0].params["encoder"]["layers"]["00"]["mlp"]["fc1"]["kernel"]
     shards = sizes.get("fsdp", 1) * sizes.get("tensor", 1)

@@ -34,6 +34,10 @@ def test_a_write_that_fails_leaves_the_old_text_and_nothing_else(tmp_path):
     assert path.read_text() == "new"
 
 
+class DefaultCredentialsError(Exception):
+    __module__ = "google.auth.exceptions"
+
+
 @pytest.mark.parametrize(
     ("what", "error", "sentence"),
     [
@@ -52,6 +56,11 @@ def test_a_write_that_fails_leaves_the_old_text_and_nothing_else(tmp_path):
             "cannot read gs://b",
             ImportError("Please install gcsfs"),
             "cannot read gs://b: Please install gcsfs (pip install 'xtra_jax[gcs]')",
+        ),
+        (
+            "cannot read gs://b",
+            DefaultCredentialsError("No credentials were found.\nSee ..."),
+            "cannot read gs://b: No credentials were found.!",
         ),
     ],
 )

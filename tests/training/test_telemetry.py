@@ -128,6 +128,16 @@ def test_where_files_cannot_be_appended_to_they_are_written_whole(tmp_path, monk
     assert [line["loss"] for line in lines(tmp_path)] == [1.0, 2.5, 3.0]
 
 
+def test_what_was_flushed_is_there_after_a_kill(tmp_path, monkeypatch):
+    monkeypatch.setattr(telemetry, "is_local", lambda path: False)
+    writer = MetricWriter(tmp_path)
+    writer.write(10, {"loss": 1.0})
+    writer.flush()
+    writer.write(20, {"loss": 2.0})
+    assert [line["loss"] for line in lines(tmp_path)] == [1.0]
+    writer.close()
+
+
 def test_only_an_active_writer_touches_the_directory(tmp_path):
     with MetricWriter(tmp_path / "run", active=False) as writer:
         writer.write(1, {"loss": 1.0})

@@ -2,9 +2,10 @@
 
 Training draws from one endless sequence of samples. Sample number `p` of seed `s` is record
 `order(s)[p]`, a shuffle that differs in every epoch, transformed with random numbers that depend
-on `s` and `p` alone. Step `t` reads samples `t * B` to `(t + 1) * B`, and of these each process
-takes its own consecutive rows. So a run that starts at step `t` continues exactly, whatever the
-number of processes and workers before and after; nothing but `t` has to be stored.
+on `s` and `p` alone. Step `t` reads samples `t * B` to `(t + 1) * B`. A batch is cut into shards of
+consecutive rows, and each process reads those that its devices hold. So a run that starts at step
+`t` continues exactly, whatever the number of devices, processes and workers before and after;
+nothing but `t` has to be stored.
 
 A batch is a dict of NumPy arrays:
 
@@ -22,8 +23,9 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 
 import grain
 import numpy as np
@@ -50,8 +52,8 @@ def train_batches(
     start_step: int = 0,
     num_workers: int = 0,
     prefetch: int = 2,
-    process_index: int = 0,
-    process_count: int = 1,
+    shards: Sequence[int] = (0,),
+    num_shards: int = 1,
 ) -> Iterator[Batch]:
     """Yields this process's share of the training batches, without end.
 
@@ -62,19 +64,20 @@ def train_batches(
         source: where records come from.
         transform: maps uint8 `[height, width, 3]` and a generator to uint8 `[size, size, 3]`, and
             has an attribute `size`. It must not use JAX, and must pickle if there are workers.
-        batch_size: global batch size; each process yields `batch_size // process_count` rows.
+        batch_size: global batch size; `len(shards) / num_shards` of its rows are yielded.
         seed: at least 0; decides the order and the augmentation.
         start_step: the first step to yield.
         num_workers: processes that prepare batches; 0 prepares them in threads of this one. It
             changes no batch. Workers start anew, so a script has to guard its `__main__`.
         prefetch: batches to prepare ahead, for each worker.
-        process_index: which share, in `[0, process_count)`.
-        process_count: how many processes share each batch.
+        shards: which shards of each batch to yield, in `[0, num_shards)`, side by side; see
+            `xtra_jax.parallel.mesh.batch_shards`.
+        num_shards: into how many shards each batch is cut.
 
     Raises:
-        UserError: the source is empty, or the batch does not divide among the processes.
+        UserError: the source is empty, or the batch does not divide into the shards.
     """
-    share = _Share.of(source, batch_size, process_index, process_count)
+    share = _Share.of(source, batch_size, shards, num_shards)
     order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
     sample = _TrainSample(source, transform, share, order, seed, start_step)
     return _batches(sample, _ENDLESS, num_workers, prefetch)
@@ -87,18 +90,18 @@ def eval_batches(
     batch_size: int,
     num_workers: int = 0,
     prefetch: int = 2,
-    process_index: int = 0,
-    process_count: int = 1,
+    shards: Sequence[int] = (0,),
+    num_shards: int = 1,
 ) -> Iterator[Batch]:
     """Yields this process's share of one pass over the source, every example exactly once.
 
     Records come in order. All processes yield equally many batches of equal shape; rows beyond the
     last record are padding with weight 0. Arguments and errors are those of `train_batches`.
     """
-    share = _Share.of(source, batch_size, process_index, process_count)
+    share = _Share.of(source, batch_size, shards, num_shards)
     steps = -(-len(source) // batch_size)
     sample = _EvalSample(source, transform, share)
-    return _batches(sample, steps * share.rows, num_workers, prefetch)
+    return _batches(sample, steps * share.local_rows, num_workers, prefetch)
 
 
 def limit_bad_images(
@@ -139,25 +142,29 @@ class _Share:
     """The rows of every global batch that one process reads."""
 
     batch_size: int
-    rows: int
-    first_row: int
+    rows: int  # per shard
+    shards: tuple[int, ...]
 
     @classmethod
-    def of(cls, source: Source, batch_size: int, process_index: int, process_count: int) -> _Share:
+    def of(cls, source: Source, batch_size: int, shards: Sequence[int], num_shards: int) -> _Share:
         if len(source) == 0:
             raise UserError("The data set is empty; there is nothing to make batches of.")
-        if batch_size < 1 or batch_size % process_count:
+        if batch_size < 1 or batch_size % num_shards:
             raise UserError(
-                f"The batch size {batch_size} does not divide among {process_count} processes; "
+                f"The batch size {batch_size} does not divide into {num_shards} shards; "
                 "it has to be a positive multiple of their number."
             )
-        rows = batch_size // process_count
-        return cls(batch_size, rows, process_index * rows)
+        return cls(batch_size, batch_size // num_shards, tuple(shards))
+
+    @property
+    def local_rows(self) -> int:
+        return self.rows * len(self.shards)
 
     def position(self, number: int) -> int:
         """Returns the place in the global sequence of this process's sample of that number."""
-        step, row = divmod(number, self.rows)
-        return step * self.batch_size + self.first_row + row
+        step, row = divmod(number, self.local_rows)
+        shard, row = divmod(row, self.rows)
+        return step * self.batch_size + self.shards[shard] * self.rows + row
 
 
 @dataclass(frozen=True)
@@ -219,7 +226,7 @@ def _sample(
 def _batches(
     sample: _TrainSample | _EvalSample, samples: int, num_workers: int, prefetch: int
 ) -> Iterator[Batch]:
-    batches = grain.MapDataset.range(samples).map(sample).batch(sample.share.rows)
+    batches = grain.MapDataset.range(samples).map(sample).batch(sample.share.local_rows)
     threads = 1 if num_workers else prefetch
     batches = batches.to_iter_dataset(
         grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
@@ -227,12 +234,25 @@ def _batches(
     if num_workers:
         if not flags.FLAGS.is_parsed():  # Grain asks absl for its flags, in a notebook too.
             flags.FLAGS.mark_as_parsed()
+        _start_resource_tracker()
         batches = batches.mp_prefetch(
             grain.MultiprocessingOptions(num_workers, per_worker_buffer_size=prefetch),
             worker_init_fn=_start_worker,
         )
         batches = batches.map(_out_of_shared_memory)
     return _closing(batches, sample.source)
+
+
+def _start_resource_tracker() -> None:
+    """Starts Python's tracker of shared memory so that no scheduler's SIGUSR1 ends it.
+
+    By itself it ignores only SIGINT and SIGTERM; it inherits what is blocked here.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _out_of_shared_memory(batch: Batch) -> Batch:
@@ -276,9 +296,11 @@ def _start_worker(worker: int, workers: int) -> None:
     """Ties a worker's life to the process that started it.
 
     A trainer that is killed cannot end its workers, which would keep their memory for ever. An
-    interrupt from the keyboard reaches the whole group; the trainer decides what it means.
+    interrupt from the keyboard reaches the whole group, and so may a scheduler's notice; the
+    trainer decides what it means.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
     def watch():
         multiprocessing.parent_process().join()

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from xtra_jax.model.linear import normal_init
+from xtra_jax.model.execution import Execution
+from xtra_jax.model.linear import Linear
 
 IMPLEMENTATIONS = ("xla", "cudnn")
 
@@ -46,14 +47,13 @@ class Attention(nnx.Module):
 
     def __init__(self, width: int, num_heads: int, *, dtype, rngs: nnx.Rngs):
         head_dim = width // num_heads
-        shared = dict(dtype=dtype, kernel_init=normal_init, rngs=rngs)
-        self.qkv = nnx.LinearGeneral(width, (3, num_heads, head_dim), **shared)
-        self.out = nnx.LinearGeneral((num_heads, head_dim), width, axis=(-2, -1), **shared)
+        self.qkv = Linear((width,), (3, num_heads, head_dim), dtype=dtype, rngs=rngs)
+        self.out = Linear((num_heads, head_dim), (width,), dtype=dtype, rngs=rngs)
 
-    def __call__(self, x, mask: np.ndarray | None, num_tokens: int, implementation: str):
+    def __call__(self, x, mask: np.ndarray | None, num_tokens: int, execution: Execution):
         """x: [batch * tokens, width], flat; returns the same shape."""
-        qkv = self.qkv(x)
+        qkv = execution.place(self.qkv(x, execution), "heads")
         qkv = qkv.reshape(-1, num_tokens, *qkv.shape[1:])
         query, key, value = (qkv[:, :, i] for i in range(3))
-        mixed = attend(query, key, value, mask, implementation)
-        return self.out(mixed.reshape(-1, *mixed.shape[2:]))
+        mixed = attend(query, key, value, mask, execution.attention)
+        return self.out(mixed.reshape(-1, *mixed.shape[2:]), execution)

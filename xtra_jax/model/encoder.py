@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import jax.numpy as jnp
 from flax import nnx
 
+from xtra_jax.model.execution import Execution
 from xtra_jax.model.grid import Grid
-from xtra_jax.model.layers import Execution, Layer, layer_norm, make_layers, run_layers
-from xtra_jax.model.linear import normal_init
+from xtra_jax.model.layers import Layer, layer_norm, make_layers, run_layers
+from xtra_jax.model.linear import Linear, add_shared, normal_init
 from xtra_jax.model.masks import block_causal_mask
 from xtra_jax.model.positions import block_positions
 from xtra_jax.model.variants import EncoderSpec
@@ -21,9 +21,8 @@ class Encoder(nnx.Module):
 
     def __init__(self, spec: EncoderSpec, *, dtype, rngs: nnx.Rngs):
         self.spec = spec
-        self.dtype = dtype
-        self.patch_embed = nnx.Linear(
-            spec.grid.patch_dim, spec.width, dtype=dtype, kernel_init=patch_init, rngs=rngs
+        self.patch_embed = Linear(
+            (spec.grid.patch_dim,), (spec.width,), dtype=dtype, kernel_init=patch_init, rngs=rngs
         )
         self.position = nnx.Param(normal_init(rngs.params(), (spec.grid.num_tokens, spec.width)))
         self.layers = make_layers(
@@ -62,10 +61,10 @@ class Encoder(nnx.Module):
         batch, num_tokens, _ = patches.shape
         num_blocks = num_tokens // grid.tokens_per_block
         positions = block_positions(self.position[...], grid, num_blocks, order)
-        x = self.patch_embed(patches) + jnp.asarray(positions, self.dtype)
+        x = add_shared(self.patch_embed(patches, execution), positions)
         outputs = run_layers(
             self.layers,
-            x.reshape(batch * num_tokens, -1),
+            execution.place(x.reshape(batch * num_tokens, -1), "tokens"),
             block_causal_mask(grid, num_blocks),
             num_tokens,
             execution,

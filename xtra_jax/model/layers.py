@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -11,25 +10,8 @@ import numpy as np
 from flax import nnx
 
 from xtra_jax.model.attention import Attention
-from xtra_jax.model.linear import Mlp
-
-REMATS = ("none", "full", "dots")
-
-
-@dataclasses.dataclass(frozen=True)
-class Execution:
-    """How layers are computed. No field changes what is computed, nor the parameters' layout.
-
-    Attributes:
-        attention: one of `attention.IMPLEMENTATIONS`.
-        scan_layers: one compiled layer scanned over the depth: compiles faster, runs slower.
-        remat: "full" recomputes layers in the backward pass, "dots" all but the matrix products of
-            the linear layers, "none" nothing.
-    """
-
-    attention: str = "xla"
-    scan_layers: bool = False
-    remat: str = "none"
+from xtra_jax.model.execution import Execution
+from xtra_jax.model.linear import PRODUCT, Mlp
 
 
 def layer_norm(width: int, *, dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
@@ -59,13 +41,15 @@ class Layer(nnx.Module):
         self.norm2 = layer_norm(width, dtype=dtype, rngs=rngs)
         self.mlp = Mlp(width, hidden, width, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x, mask, num_tokens: int, attention: str, rate=None, key=None):
+    def __call__(self, x, mask, num_tokens: int, execution: Execution, rate=None, key=None):
         def residual(branch, branch_key):
             return branch if key is None else drop_path(branch, num_tokens, rate, branch_key)
 
         keys = (None, None) if key is None else jax.random.split(key)
-        x = x + residual(self.attention(self.norm1(x), mask, num_tokens, attention), keys[0])
-        return x + residual(self.mlp(self.norm2(x)), keys[1])
+        mixed = self.attention(self.norm1(x), mask, num_tokens, execution)
+        x = execution.place(x + residual(mixed, keys[0]), "tokens")
+        x = x + residual(self.mlp(self.norm2(x), execution), keys[1])
+        return execution.place(x, "tokens")
 
 
 def make_layers(depth: int, make: Callable[[], Layer]) -> nnx.Dict:
@@ -110,12 +94,12 @@ def run_layers(
 
     def apply(state, x, rate, layer_key):
         layer = nnx.merge(graph, state)
-        return layer(x, mask, num_tokens, execution.attention, rate, layer_key)
+        return layer(x, mask, num_tokens, execution, rate, layer_key)
 
     if execution.remat == "full":
         apply = jax.checkpoint(apply)
     elif execution.remat == "dots":
-        policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+        policy = jax.checkpoint_policies.save_only_these_names(PRODUCT)
         apply = jax.checkpoint(apply, policy=policy)
 
     if execution.scan_layers:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import jax.numpy as jnp
 from flax import nnx
 
+from xtra_jax.model.execution import Execution
 from xtra_jax.model.grid import Grid
-from xtra_jax.model.layers import Execution, Layer, layer_norm, make_layers, run_layers
-from xtra_jax.model.linear import normal_init
+from xtra_jax.model.layers import Layer, layer_norm, make_layers, run_layers
+from xtra_jax.model.linear import add_shared, normal_init
 from xtra_jax.model.masks import block_causal_mask
 from xtra_jax.model.positions import block_positions
 from xtra_jax.model.variants import PredictorSpec
@@ -32,10 +32,10 @@ class Predictor(nnx.Module):
         batch, num_tokens, width = x.shape
         num_blocks = num_tokens // grid.tokens_per_block
         positions = block_positions(self.position[...], grid, num_blocks, order)
-        x = x.astype(self.dtype) + jnp.asarray(positions, self.dtype)
+        x = add_shared(x.astype(self.dtype), positions)
         (x,) = run_layers(
             self.layers,
-            x.reshape(batch * num_tokens, width),
+            execution.place(x.reshape(batch * num_tokens, width), "tokens"),
             block_causal_mask(grid, num_blocks),
             num_tokens,
             execution,

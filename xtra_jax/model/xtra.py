@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from xtra_jax.model.encoder import Encoder
+from xtra_jax.model.execution import Execution
 from xtra_jax.model.grid import Grid
-from xtra_jax.model.layers import Execution
 from xtra_jax.model.linear import Mlp
 from xtra_jax.model.patches import to_blocks
 from xtra_jax.model.predictor import Predictor
@@ -68,11 +68,12 @@ class XTRA(nnx.Module):
         """
         grid = grid or self.spec.grid
         x = self.encoder(patches, grid=grid, order=order, execution=execution, key=key)
-        x = self.projection(x)
+        x = execution.place(self.projection(x, execution), "tokens")
         x = self.predictor(x, grid=grid, order=order, execution=execution)
-        blocks = to_blocks(x, grid)
+        blocks = execution.place(to_blocks(x, grid), "tokens")
         return [
-            self.heads[name](blocks).astype(jnp.float32) for name in sorted(self.heads, key=int)
+            execution.place(self.heads[name](blocks, execution).astype(jnp.float32), "tokens")
+            for name in sorted(self.heads, key=int)
         ]
 
 

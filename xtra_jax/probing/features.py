@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from xtra_jax.config import from_dict, model_spec
 from xtra_jax.errors import UserError
 from xtra_jax.model.encoder import Encoder
+from xtra_jax.model.execution import Execution
 from xtra_jax.model.grid import Grid
-from xtra_jax.model.layers import Execution
 from xtra_jax.model.patches import normalise_patches, patchify
 from xtra_jax.model.xtra import bind_encoder
 from xtra_jax.training.checkpoint import find_checkpoint, read_config, restore_params

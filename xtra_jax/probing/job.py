@@ -19,7 +19,13 @@ from xtra_jax.errors import UserError
 from xtra_jax.model.patches import normalise_patches, patchify, unpatchify
 from xtra_jax.model.variants import XTRASpec
 from xtra_jax.model.xtra import bind_encoder
-from xtra_jax.parallel.mesh import check_batch, make_mesh, put_batch
+from xtra_jax.parallel.mesh import (
+    batch_shards,
+    check_batch,
+    make_mesh,
+    num_batch_shards,
+    put_batch,
+)
 from xtra_jax.parallel.sharding import replicated, shardings
 from xtra_jax.probing.features import LINEAR, FeatureSpec, encoder_features
 from xtra_jax.probing.probe import Scores, train_probe
@@ -80,15 +86,16 @@ def probe_params(
     eval_dataset = config.data.eval_dataset or config.data.dataset
     eval_source = _labelled(config, eval_dataset, config.data.eval_split)
     recipe = make_recipe(config, len(train_source))
-    check_writable(out)
+    if jax.process_index() == 0:
+        check_writable(out)
     progress = progress or Progress(recipe.steps, active=jax.process_index() == 0)
 
     share = dict(
         batch_size=config.batch_size,
         num_workers=config.data.num_workers,
         prefetch=config.data.prefetch,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        shards=batch_shards(mesh),
+        num_shards=num_batch_shards(mesh),
     )
     batches = limit_bad_images(
         train_batches(train_source, train_transform(config), seed=config.seed, **share),

@@ -13,6 +13,7 @@ removes.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -25,6 +26,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from xtra_jax.errors import UserError
+from xtra_jax.training.agreement import check_shared, from_the_first
 from xtra_jax.training.restore import (
     FORMAT,
     by_name,
@@ -85,7 +87,8 @@ class Checkpointer:
         keep: how many of the newest checkpoints to keep, at least 1.
 
     Raises:
-        UserError: the directory cannot be created, or holds something else.
+        UserError: the directory cannot be created, holds something else, or is not the same one
+            for all processes.
     """
 
     def __init__(self, directory: os.PathLike | str, *, save_every: int, keep: int):
@@ -98,29 +101,23 @@ class Checkpointer:
         self._failure: Exception | None = None
         with explained(f"cannot keep checkpoints in {self.directory}"):
             self.directory.mkdir(parents=True, exist_ok=True)
+            check_shared(self.directory)
             _refuse_other_contents(self.directory)
             self._manager = ocp.CheckpointManager(
                 self.directory,
                 # No max_to_keep: Orbax would delete file by file, in place (see _remove).
                 options=ocp.CheckpointManagerOptions(cleanup_tmp_directories=True),
             )
-            self._complete = max(complete_steps(self.directory), default=None)
-        self._begun = self._complete
+            # Where another process still sees less, it goes by what the first one sees.
+            newest = from_the_first(max(complete_steps(self.directory), default=-1))
+        self._complete = self._begun = None if newest < 0 else newest
 
     def latest_step(self) -> int | None:
         """Step of the newest complete checkpoint; None if there is none."""
         return self._complete
 
-    def reached_preemption(self, step: int) -> bool:
-        """Whether the machines are to be taken away and all processes agreed to stop here.
-
-        Known only in runs started through `jax.distributed`; asked at every step. A save is due
-        at that step, and the run should end after it.
-        """
-        return self._manager.reached_preemption(step)
-
     def due(self, step: int) -> bool:
-        """Whether it is time to save: every `save_every` steps, and at a preemption.
+        """Whether it is time to save: every `save_every` steps.
 
         What is saved already is not due. Cheap, so that it can be asked at every step; what
         should be looked at before a save need then be looked at only where there is one.
@@ -130,7 +127,7 @@ class Checkpointer:
         """
         self._raise_failure()
         periodic = step > 0 and step % self._save_every == 0
-        return (periodic or self.reached_preemption(step)) and step != self._begun
+        return periodic and step != self._begun
 
     def save(
         self, step: int, state: Any, *, position: dict, config: dict, force: bool = False
@@ -198,14 +195,14 @@ class Checkpointer:
             UserError: there is no such checkpoint, or it holds another model.
         """
         self.wait()
-        found = find_checkpoint(self.directory, step)
+        found = find_checkpoint(self.directory, self._complete if step is None else step)
         state = read_state(found, abstract_state)
         return state, read_json(found, "position"), read_json(found, "config")
 
     def read_config(self, step: int | None = None) -> dict:
         """The config saved with a checkpoint, by default the newest."""
         self.wait()
-        return read_config(self.directory, step)
+        return read_config(self.directory, self._complete if step is None else step)
 
     def wait(self) -> None:
         """Returns when the last save begun is complete.
@@ -233,8 +230,14 @@ class Checkpointer:
     def __enter__(self) -> Checkpointer:
         return self
 
-    def __exit__(self, *exception) -> None:
-        self.close()
+    def __exit__(self, kind, error, traceback) -> None:
+        if error is None or jax.process_count() == 1:
+            self.close()
+            return
+        # Closing waits for all processes, and if only this one fails they don't come. A save
+        # that is going on in the background is theirs too, and does complete.
+        with contextlib.suppress(Exception):
+            self.wait()
 
     def _finish(self, step: int) -> None:
         """Waits, in a thread of its own, for a save to be complete; removes what is too old."""
@@ -279,6 +282,8 @@ def _refuse_other_contents(directory: epath.Path) -> None:
     Old and incomplete checkpoints get deleted, and a number for a name does not make one: the
     folders of a data set's classes have numbers too.
     """
+    if not directory.exists():  # on gs:// a directory begins to exist with the first file in it
+        return
     for path in directory.iterdir():
         if path.name.startswith("."):
             continue

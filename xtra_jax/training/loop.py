@@ -15,9 +15,11 @@ import jax
 import numpy as np
 
 from xtra_jax.errors import RunFailed
+from xtra_jax.training.bad_images import BadImageLimit
 from xtra_jax.training.checkpoint import Checkpointer
 from xtra_jax.training.progress import Progress
 from xtra_jax.training.step import TrainState
+from xtra_jax.training.stopping import Stop
 from xtra_jax.training.telemetry import MetricWriter
 
 Evaluation = Callable[[dict], Mapping[str, float]]
@@ -38,11 +40,13 @@ class Meter:
         batch_size: images per step, of weight 0 or not.
         flops_per_image: useful FLOPs of a training step, for MFU.
         peak_flops: of all devices together; None where it isn't known.
+        bad_images: ends the run when too many images are broken.
     """
 
     batch_size: int
     flops_per_image: float
     peak_flops: float | None
+    bad_images: BadImageLimit | None = None
 
     def __post_init__(self):
         self._pending: list[tuple[int, dict]] = []
@@ -68,9 +72,12 @@ class Meter:
         """Fetches what was added.
 
         Raises:
-            RunFailed: a loss, gradient or update is not finite, naming it and the first such step.
+            RunFailed: a loss, gradient or update is not finite, naming it and the first such step;
+                or too many images are broken.
         """
         for step, metrics in jax.device_get(self._pending):
+            if self.bad_images is not None:
+                self.bad_images.add(step, round(float(metrics["images"])))
             for name in _MUST_BE_FINITE:
                 if not math.isfinite(metrics[name]):
                     raise RunFailed(
@@ -128,6 +135,7 @@ def train(
     meter: Meter,
     writer: MetricWriter,
     progress: Progress,
+    stop: Stop,
     log_every: int,
     eval_every: int,
 ) -> tuple[TrainState, int]:
@@ -137,17 +145,20 @@ def train(
         batches: on the devices, beginning with that of `first_step`.
         saved_with: step to the keyword arguments that `Checkpointer.save` takes beside the state.
         evaluations: name to a function of the parameters; its metrics are logged under "name/".
+        stop: may end the run early, with a save at that step and without an evaluation.
         eval_every: steps between evaluations; 0 evaluates at the end only.
 
     Returns:
-        The state, and the step it stopped at: `steps`, or less after a preemption.
+        The state, and the step it stopped at: `steps`, or less where it was told to stop.
 
     Raises:
         RunFailed: loss, gradients or updates are no longer finite. No checkpoint holds them.
     """
     for step in range(first_step, steps + 1):
         last = step == steps
-        if step > first_step and (last or (eval_every and step % eval_every == 0)):
+        stopped = stop.reached(step) and not last
+        evaluation_due = last or (eval_every and step % eval_every == 0)
+        if step > first_step and evaluation_due and not stopped:
             begin = time.monotonic()
             meter.check()
             for name, evaluate in evaluations.items():
@@ -156,14 +167,19 @@ def train(
                     writer.write(step, metrics)
                     progress.note(f"step {step}  " + described(metrics))
             meter.pause(time.monotonic() - begin)
-        if checkpointer.due(step) or (last and step > first_step):
+        if stopped:
+            progress.note(f"{stop.reason}: stopping at step {step} and saving")
+        if checkpointer.due(step) or ((last or stopped) and step > first_step):
             meter.check()
+            writer.flush()  # what goes on from the checkpoint tells the steps after it only
             checkpointer.save(step, state, **saved_with(step), force=True)
-        if last or checkpointer.reached_preemption(step):
+        if last or stopped:
             break
         batch = meter.wait_for(batches)
         state, metrics = train_step(state, batch)
         meter.add(step + 1, metrics)
+        if step == first_step:
+            meter.check()  # what is wrong from the start should show at once
         if (step + 1) % log_every == 0 or step + 1 == steps:
             report = meter.report()
             writer.write(step + 1, report)

@@ -5,24 +5,32 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import jax
-import jax.numpy as jnp
 from clu import parameter_overview
 from ml_collections import ConfigDict
 
 from xtra_jax.config import config_diff, from_dict, model_spec, total_steps
-from xtra_jax.data.pipeline import eval_batches, limit_bad_images, train_batches
+from xtra_jax.data.pipeline import eval_batches, train_batches
 from xtra_jax.data.sources import Source
 from xtra_jax.data.transforms import EvalTransform, PretrainTransform
 from xtra_jax.errors import UserError
 from xtra_jax.model.flops import train_flops
 from xtra_jax.model.variants import XTRASpec
 from xtra_jax.model.xtra import abstract_params
-from xtra_jax.parallel.mesh import BATCH, check_batch, make_mesh, put_batch
+from xtra_jax.parallel.mesh import (
+    batch_shards,
+    check_batch,
+    make_mesh,
+    num_batch_shards,
+    put_batch,
+)
+from xtra_jax.parallel.overview import as_size, overview, totals
 from xtra_jax.parallel.peaks import peak_flops
-from xtra_jax.parallel.sharding import replicated, shardings
+from xtra_jax.parallel.sharding import left_whole, replicated
+from xtra_jax.training.agreement import check_same_run_everywhere
+from xtra_jax.training.bad_images import BadImageLimit
 from xtra_jax.training.checkpoint import (
     Checkpointer,
     checkpoint_directory,
@@ -40,13 +48,10 @@ from xtra_jax.training.recipe import (
     open_training_source,
     orders_of,
 )
-from xtra_jax.training.step import (
-    TrainState,
-    init_state,
-    make_eval_step,
-    make_train_step,
-)
+from xtra_jax.training.step import TrainState, init_state, make_eval_step
+from xtra_jax.training.stopping import Stop
 from xtra_jax.training.telemetry import MetricWriter
+from xtra_jax.training.train_program import abstract_state, lower_train_step
 
 # What decides which examples a step sees and what the model is: a run can't change it midway.
 _FIXED = (
@@ -65,15 +70,32 @@ _FREE = ("model.attention", "model.scan_layers", "model.remat", "model.drop_last
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What a run came to: its state, the step it stopped at, and its last validation."""
+    """What a run came to.
+
+    Attributes:
+        state: as it is saved.
+        step: the last that was taken.
+        validation: the last metrics of the held-out images.
+        stopped_by: what ended the run before its last step; "" when it is complete.
+    """
 
     state: TrainState
     step: int
     validation: dict[str, float]
+    stopped_by: str = ""
 
 
-def pretrain(config: ConfigDict, workdir: str, *, progress: Progress | None = None) -> Outcome:
+def pretrain(
+    config: ConfigDict,
+    workdir: str,
+    *,
+    progress: Progress | None = None,
+    stop: Stop | None = None,
+) -> Outcome:
     """Trains until the config's last step, from the working directory's newest checkpoint if any.
+
+    Args:
+        stop: what may end it earlier, with a checkpoint; signals do where it is active.
 
     Raises:
         UserError: config, data, mesh and working directory don't fit together; what was saved
@@ -86,12 +108,14 @@ def pretrain(config: ConfigDict, workdir: str, *, progress: Progress | None = No
     check_batch(config.batch_size, mesh, config.accumulate)
     check_attention(config, mesh)
     source = open_training_source(config)
+    check_same_run_everywhere(config, len(source))
     evaluate = make_evaluation(config, spec, mesh)
     steps = total_steps(config, len(source))
     schedule = make_schedule(config, steps)
     optimizer = make_optimizer(config, schedule)
     main = jax.process_index() == 0
     progress = progress or Progress(steps, active=main)
+    stop = stop or Stop()
     with (
         progress,
         Checkpointer(
@@ -100,9 +124,11 @@ def pretrain(config: ConfigDict, workdir: str, *, progress: Progress | None = No
             keep=config.keep_checkpoints,
         ) as checkpointer,
     ):
-        placement, state = start(config, spec, optimizer, mesh, len(source), checkpointer, progress)
+        stop.tell_of(checkpointer.latest_step)
+        state = start(config, spec, optimizer, mesh, len(source), checkpointer, progress)
         step = int(state.step)
         progress.note(describe(spec, mesh, config, steps))
+        progress.note(placed(state))
         if step >= steps:
             progress.note(f"this run is complete: it has taken {step} of {steps} steps")
             return Outcome(state, step, evaluate(state.params))
@@ -110,7 +136,7 @@ def pretrain(config: ConfigDict, workdir: str, *, progress: Progress | None = No
         if main:
             write_config(workdir, config.to_dict())
         begin = time.monotonic()
-        train_step = compile_train_step(config, spec, optimizer, schedule, state, placement, mesh)
+        train_step = lower_train_step(config, spec, optimizer, schedule, state, mesh).compile()
         progress.note(f"compiled the train step in {time.monotonic() - begin:.0f} s")
         validation: dict[str, float] = {}
 
@@ -119,7 +145,7 @@ def pretrain(config: ConfigDict, workdir: str, *, progress: Progress | None = No
             return validation
 
         with (
-            contextlib.closing(training_batches(config, spec, source, step)) as batches,
+            contextlib.closing(training_batches(config, spec, source, mesh, step)) as batches,
             MetricWriter(workdir, step=step, active=main) as writer,
         ):
             state, step = train(
@@ -138,13 +164,15 @@ def pretrain(config: ConfigDict, workdir: str, *, progress: Progress | None = No
                     config.batch_size,
                     train_flops(spec, drop_last_block=config.model.drop_last_block),
                     total_peak_flops(mesh),
+                    BadImageLimit(len(source), config.batch_size, config.data.bad_fraction),
                 ),
                 writer=writer,
                 progress=progress,
+                stop=stop,
                 log_every=config.log_every,
                 eval_every=config.eval_every,
             )
-    return Outcome(state, step, validation)
+    return Outcome(state, step, validation, stop.reason if step < steps else "")
 
 
 def start(
@@ -155,18 +183,12 @@ def start(
     examples: int,
     checkpointer: Checkpointer,
     progress: Progress,
-) -> tuple[TrainState, TrainState]:
-    """The shardings of a run's state, and the state: continued where there is one, or fresh."""
-    abstract = jax.eval_shape(lambda: init_state(spec, optimizer, jax.random.key(config.seed)))
-    placement = shardings(abstract, mesh)
+) -> TrainState:
+    """The state of a run on its mesh: continued where there is a checkpoint, or fresh."""
+    targets = abstract_state(config, spec, optimizer, mesh)
     if checkpointer.latest_step() is None:
-        return placement, fresh_state(config, spec, optimizer, placement)
+        return fresh_state(config, spec, optimizer, targets)
     changes = check_same_run(config, checkpointer.read_config(), checkpointer.directory.parent)
-    targets = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        abstract,
-        placement,
-    )
     state, position, _ = checkpointer.restore(targets)
     if position["examples"] != examples:
         raise UserError(
@@ -176,22 +198,20 @@ def start(
         )
     changed = f", with {'; '.join(changes)}" if changes else ""
     progress.note(f"continuing from step {int(state.step)} of {checkpointer.directory}{changed}")
-    return placement, state
+    return state
 
 
-def fresh_state(config: ConfigDict, spec: XTRASpec, optimizer, placement) -> TrainState:
+def fresh_state(config: ConfigDict, spec: XTRASpec, optimizer, targets: TrainState) -> TrainState:
     """The state of step 0, made in its place: no device ever holds more than its share."""
 
     def initial():
         return init_state(spec, optimizer, jax.random.key(config.seed))
 
+    placement = jax.tree.map(lambda leaf: leaf.sharding, targets)
     state = jax.jit(initial, out_shardings=placement)()
     if config.init_from:
-        targets = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding),
-            state.params,
-        )
-        state.params = restore_params(config.init_from, targets)
+        state.params = None  # frees the memory that the others are read into
+        state.params = restore_params(config.init_from, targets.params)
     return state
 
 
@@ -222,43 +242,15 @@ def check_same_run(config: ConfigDict, saved: dict, workdir) -> list[str]:
     return changes
 
 
-def compile_train_step(
-    config: ConfigDict, spec: XTRASpec, optimizer, schedule, state: TrainState, placement, mesh
-) -> Callable:
-    """The train step, compiled before the first batch is there."""
-    step = make_train_step(
-        spec,
-        optimizer,
-        objective_of(config),
-        execution_of(config),
-        schedule=schedule,
-        seed=config.seed,
-        accumulate=config.accumulate,
-        orders=orders_of(config, spec),
-    )
-    jitted = jax.jit(step, donate_argnums=0, out_shardings=(placement, replicated(mesh)))
-    return jitted.lower(state, abstract_batch(config, mesh)).compile()
-
-
-def abstract_batch(config: ConfigDict, mesh) -> dict[str, jax.ShapeDtypeStruct]:
-    """What the train step takes beside the state."""
-    sharding = jax.sharding.NamedSharding(mesh, BATCH)
-    size, side = config.batch_size, config.model.image_size
-    return {
-        "image": jax.ShapeDtypeStruct((size, side, side, 3), jnp.uint8, sharding=sharding),
-        "weight": jax.ShapeDtypeStruct((size,), jnp.float32, sharding=sharding),
-    }
-
-
 def training_batches(
-    config: ConfigDict, spec: XTRASpec, source: Source, first_step: int
+    config: ConfigDict, spec: XTRASpec, source: Source, mesh, first_step: int
 ) -> Iterator[dict]:
     """This process's share of every batch from `first_step` on."""
     data = config.data
     transform = PretrainTransform(
         spec.grid.image_size, tuple(data.crop_scale), tuple(data.crop_ratio), data.flip
     )
-    batches = train_batches(
+    return train_batches(
         source,
         transform,
         batch_size=config.batch_size,
@@ -266,10 +258,9 @@ def training_batches(
         start_step=first_step,
         num_workers=data.num_workers,
         prefetch=data.prefetch,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        shards=batch_shards(mesh),
+        num_shards=num_batch_shards(mesh),
     )
-    return limit_bad_images(batches, len(source), data.bad_fraction)
 
 
 def on_devices(batches: Iterator[dict], mesh) -> Iterator[dict]:
@@ -288,7 +279,7 @@ def make_evaluation(config: ConfigDict, spec: XTRASpec, mesh):
         return lambda params: {}
     step = jax.jit(
         make_eval_step(
-            spec, objective_of(config), execution_of(config), orders=orders_of(config, spec)
+            spec, objective_of(config), execution_of(config, mesh), orders=orders_of(config, spec)
         ),
         out_shardings=replicated(mesh),
     )
@@ -301,8 +292,8 @@ def make_evaluation(config: ConfigDict, spec: XTRASpec, mesh):
             batch_size=config.batch_size // config.accumulate,
             num_workers=config.data.num_workers,
             prefetch=config.data.prefetch,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            shards=batch_shards(mesh),
+            num_shards=num_batch_shards(mesh),
         )
         sums = []
         for batch in on_devices(batches, mesh):
@@ -331,6 +322,19 @@ def data_position(config: ConfigDict, step: int, examples: int) -> dict[str, int
 def total_peak_flops(mesh) -> float | None:
     one = peak_flops(mesh.devices.flat[0])
     return one * mesh.devices.size if one else None
+
+
+def placed(state: TrainState) -> str:
+    """A table of the parameters on their devices, and the bytes of the whole state."""
+    whole, held = totals(state)
+    lines = [
+        overview(state.params),
+        f"with the optimizer's state {as_size(whole)}, of which a device holds {as_size(held)}",
+    ]
+    mesh = state.step.sharding.mesh
+    for axis, names in left_whole(state.params, mesh).items():
+        lines.append(f"mesh.{axis}={mesh.shape[axis]} does not divide {', '.join(names)}")
+    return "\n".join(lines)
 
 
 def describe(spec: XTRASpec, mesh, config: ConfigDict, steps: int) -> str:

@@ -19,6 +19,7 @@ def silence_checkpoint_libraries() -> None:
     """Installs the filters below, for the whole process; once is enough."""
     logging.getLogger("absl").addFilter(_not_from_orbax)
     logging.getLogger("asyncio").addFilter(_not_a_failed_write)
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # a traceback for every attempt
     warnings.filterwarnings(
         "ignore", r"coroutine '.*write_fragment' was never awaited", RuntimeWarning
     )

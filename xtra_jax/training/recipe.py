@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from xtra_jax.config import warmup_steps
 from xtra_jax.data.sources import Source, open_source
-from xtra_jax.model.layers import Execution
+from xtra_jax.model.execution import Execution
 from xtra_jax.model.orders import pseudo_random_orders
 from xtra_jax.model.variants import XTRASpec
+from xtra_jax.parallel.sharding import activation_placement
 from xtra_jax.training.optimizer import adamw
 from xtra_jax.training.schedule import warmup_cosine
 from xtra_jax.training.step import Objective
@@ -28,9 +30,16 @@ def open_eval_source(config: ConfigDict) -> Source | None:
     return open_source(data.eval_dataset or data.dataset, data.eval_split, data.data_dir)
 
 
-def execution_of(config: ConfigDict) -> Execution:
+def execution_of(config: ConfigDict, mesh: Mesh) -> Execution:
+    """How the model is computed on a mesh."""
     model = config.model
-    return Execution(model.attention, model.scan_layers, model.remat)
+    return Execution(
+        model.attention,
+        model.scan_layers,
+        model.remat,
+        config.optim.reduce_dtype,
+        activation_placement(mesh),
+    )
 
 
 def objective_of(config: ConfigDict) -> Objective:

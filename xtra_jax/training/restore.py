@@ -67,6 +67,8 @@ def find_checkpoint(path: os.PathLike | str, step: int | None = None) -> epath.P
 
 def complete_steps(directory: epath.Path) -> list[int]:
     """Steps of the complete checkpoints in a directory of checkpoints, in ascending order."""
+    if not directory.exists():
+        return []
     return sorted(found.step for found in ocp.path.step.standard_name_format().find_all(directory))
 
 

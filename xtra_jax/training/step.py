@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from xtra_jax.model.layers import Execution
+from xtra_jax.model.execution import Execution
 from xtra_jax.model.patches import normalise_patches, patchify
 from xtra_jax.model.variants import XTRASpec
 from xtra_jax.model.xtra import bind, init_params, xtra_losses

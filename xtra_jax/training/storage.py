@@ -7,9 +7,13 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import fsspec.config
 from etils import epath
 
 from xtra_jax.errors import UserError
+
+# gcsfs would remember what a directory holds, and miss what TensorStore and other processes write.
+fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)
 
 
 def absolute(path: os.PathLike | str) -> epath.Path:
@@ -59,11 +63,18 @@ def explained(what: str, consequence: str = "") -> Iterator[None]:
         raise UserError(f"{what}: {error}{hint}") from error
     except OSError as error:
         raise UserError(f"{what}: {error.strerror or error}{consequence}") from error
-    except ValueError as error:
-        reason = tensorstore_reason(str(error))
+    except Exception as error:
+        reason = tensorstore_reason(str(error)) if isinstance(error, ValueError) else None
+        if _from_a_remote_service(error):  # no credentials, no permission, no connection
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         if reason is None:
             raise
         raise UserError(f"{what}: {reason}{consequence}") from error
+
+
+def _from_a_remote_service(error: Exception) -> bool:
+    """Whether a library for object stores raised it; they have no base class in common."""
+    return type(error).__module__.split(".")[0] in {"google", "gcsfs", "aiohttp", "requests"}
 
 
 def tensorstore_reason(message: str) -> str | None:

@@ -84,6 +84,17 @@ class MetricWriter:
             self._abandon()
             raise
 
+    def flush(self) -> None:
+        """Puts what was written so far where a reader finds it, and a crash leaves it."""
+        if not self._active:
+            return
+        try:
+            with explained(self._doing):
+                self._flush()
+        except Exception:
+            self._abandon()
+            raise
+
     def close(self) -> None:
         """Writes what is still buffered. Nothing can be written afterwards."""
         if not self._active:

@@ -1,0 +1,65 @@
+"""Linear layers: their products, and the dtype that gradients are computed and summed in."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from xtra_jax.model.linear import add_shared, contract
+
+
+def inputs(dtype):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(6, 5, 4, 3)), dtype)
+    kernel = jnp.asarray(rng.normal(size=(4, 3, 2, 7)), jnp.float32)
+    return x, kernel
+
+
+def gradients(function, *arguments):
+    def scalar(*arguments):
+        y = function(*arguments).astype(jnp.float32)
+        return (y * jnp.cos(jnp.arange(y.size)).reshape(y.shape)).sum()
+
+    return jax.grad(scalar, argnums=(0, 1))(*arguments)
+
+
+def test_a_linear_layer_contracts_the_last_axes_as_einsum_does():
+    x, kernel = inputs(jnp.float32)
+    einsum = lambda x, kernel: jnp.einsum("abij,ijkl->abkl", x, kernel)  # noqa: E731
+    ours = lambda x, kernel: contract(x, kernel, 2, "float32")  # noqa: E731
+    np.testing.assert_allclose(ours(x, kernel), einsum(x, kernel), rtol=1e-5, atol=1e-5)
+    for a, b in zip(gradients(ours, x, kernel), gradients(einsum, x, kernel), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_the_gradient_of_a_bfloat16_product_is_float32_unless_asked_otherwise():
+    x, kernel = inputs(jnp.bfloat16)
+
+    def gradient(reduce_dtype):
+        return gradients(lambda x, k: contract(x, k, 2, reduce_dtype), x, kernel)[1]
+
+    rounded = gradient("bfloat16")
+    np.testing.assert_array_equal(rounded, rounded.astype(jnp.bfloat16).astype(jnp.float32))
+    wide = gradient("float32")
+    assert (wide != wide.astype(jnp.bfloat16).astype(jnp.float32)).any()
+    np.testing.assert_allclose(wide, rounded, rtol=0.01, atol=0.02)
+
+
+def test_what_computes_in_float32_is_never_summed_in_less():
+    x, kernel = inputs(jnp.float32)
+    wide, narrow = (
+        gradients(lambda x, k, dtype=dtype: contract(x, k, 2, dtype), x, kernel)[1]
+        for dtype in ("float32", "bfloat16")
+    )
+    np.testing.assert_array_equal(wide, narrow)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_what_rows_share_is_added_in_their_dtype_and_its_gradient_summed_in_float32(dtype):
+    x = jnp.ones((512, 3), dtype)
+    shared = jnp.asarray([0.5, 0.25, 2.0])
+    assert add_shared(x, shared).dtype == dtype
+    np.testing.assert_array_equal(add_shared(x, shared)[7], 1 + shared)
+    # In bfloat16 a sum of ones stops at 256.
+    total = jax.grad(lambda shared: add_shared(x, shared).astype(jnp.float32).sum())(shared)
+    np.testing.assert_array_equal(total, [512.0] * 3)

@@ -1,0 +1,1 @@
+"""Planning a run without its hardware: what a config needs and costs on a named topology."""
