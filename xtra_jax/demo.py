@@ -38,7 +38,7 @@ def demo(config: ConfigDict, workdir: str) -> str:
     spec = model_spec(config)
     print(f"pretraining in {run}", flush=True)
     with Stop() as stop:
-        trained = pretrain(config, workdir, stop=stop)
+        trained = pretrain(config, workdir, stop=stop, show_parameters=False)
     if trained.stopped_by:
         return (
             f"stopped at step {trained.step} by {trained.stopped_by}; saved: the same command "

@@ -114,7 +114,7 @@ def test_a_plan_that_cannot_be_written_is_one_sentence(tmp_path, monkeypatch, ca
     from xtra_jax.plan.job import write
 
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="--out=.*can't be written"):
+    with pytest.raises(UserError, match="cannot write --out="):
         write({}, str(tmp_path / "file" / "plan.json"))
 
 

@@ -20,6 +20,7 @@ from xtra_jax.parallel.program import (
     module_of,
 )
 from xtra_jax.parallel.topologies import devices_of, find_topology
+from xtra_jax.training.pretrain import placed
 from xtra_jax.training.recipe import make_optimizer, make_schedule
 from xtra_jax.training.train_program import abstract_batch, abstract_state, lower_train_step
 
@@ -147,6 +148,16 @@ def test_the_overview_lists_every_parameter_with_what_a_device_holds_of_it():
     count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.params))
     assert f"{count:,} parameters" in text
     assert "(-, -, tensor, -)" not in text  # nothing is split by less than it could be
+
+
+def test_what_the_mesh_does_not_divide_is_told_below_the_table():
+    *_, state, _ = described(mesh__tensor=8)
+    table, told = placed(state).split("with the optimizer's state")
+    assert "encoder/layers/00-01/attention/qkv/kernel" in table
+    assert "mesh.tensor=8 does not divide" in told
+    assert "encoder/layers/*/attention/qkv/kernel" in told and "mlp" not in told
+    *_, state, _ = described(mesh__data=2, mesh__tensor=4)
+    assert "does not divide" not in placed(state)
 
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16"])

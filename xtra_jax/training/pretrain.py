@@ -91,11 +91,13 @@ def pretrain(
     *,
     progress: Progress | None = None,
     stop: Stop | None = None,
+    show_parameters: bool = True,
 ) -> Outcome:
     """Trains until the config's last step, from the working directory's newest checkpoint if any.
 
     Args:
         stop: what may end it earlier, with a checkpoint; signals do where it is active.
+        show_parameters: begin with the table of all parameters and their shardings.
 
     Raises:
         UserError: config, data, mesh and working directory don't fit together; what was saved
@@ -128,7 +130,8 @@ def pretrain(
         state = start(config, spec, optimizer, mesh, len(source), checkpointer, progress)
         step = int(state.step)
         progress.note(describe(spec, mesh, config, steps))
-        progress.note(placed(state))
+        if show_parameters:
+            progress.note(placed(state))
         if step >= steps:
             progress.note(f"this run is complete: it has taken {step} of {steps} steps")
             return Outcome(state, step, evaluate(state.params))
