@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -18,7 +19,7 @@ from tests.runs import free_port
 from xtra_jax.errors import UserError
 from xtra_jax.parallel.processes import find_place
 from xtra_jax.parallel.referee import PING_SECONDS, SILENCE_SECONDS
-from xtra_jax.parallel.watch import Group, Place
+from xtra_jax.parallel.watch import Group, Place, say
 
 ROOT = Path(__file__).parents[2]
 CLUSTERS = ("SLURM_", "JAX_", "TPU_", "OMPI_", "KUBERNETES_", "MEGASCALE_", "JOB_COMPLETION_INDEX")
@@ -357,3 +358,10 @@ def test_a_mesh_that_does_not_fit_is_said_once_by_all_processes(runs, tmp_path):
     assert first.wait(120) == 2 and second.wait(120) == 2
     assert "there are 4" in first.sentence
     assert "xtra: " not in second.output and "Traceback" not in second.output
+
+
+def test_last_words_to_a_connection_that_broke_keep_no_process_from_ending():
+    read, write = os.pipe()
+    os.close(read)
+    with contextlib.suppress(BrokenPipeError), os.fdopen(write, "w") as broken:
+        say((broken, "who ended, and why"), (broken, ""))
