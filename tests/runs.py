@@ -61,6 +61,9 @@ _CACHE = {
 
 Overrides = dict[str, object]
 
+# What gloo prints when processes meet, from several threads at once: its lines may be torn.
+_OF_GLOO = r"(\[Gloo\]|Rank|is|connected|to|peer|ranks|Expected|number|of|[\s\d.:])*"
+
 
 class Run:
     """A command that is running, or has run, and what it prints."""
@@ -84,6 +87,11 @@ class Run:
         lines = [line for line in self.output.splitlines() if line.startswith("xtra: ")]
         assert len(lines) == 1, self.output
         return lines[0]
+
+    @property
+    def own_lines(self) -> list[str]:
+        """What the command itself prints."""
+        return [line for line in self.output.splitlines() if not re.fullmatch(_OF_GLOO, line)]
 
     def wait(self, timeout: float = 300) -> int:
         """The exit code."""

@@ -45,8 +45,7 @@ def both(runs, folder: Path, mesh: tuple[int, int, int]) -> tuple[Path, Path]:
 def assert_only_the_first_told(first, second) -> None:
     for told_once in ("step 20/20", "compiled", "attention/qkv/kernel", "per device"):
         assert told_once in first.output
-    own = [line for line in second.output.splitlines() if not line.startswith("[Gloo] ")]
-    assert own == []
+    assert second.own_lines == []
 
 
 def assert_same_run(one: Path, two: Path) -> None:
