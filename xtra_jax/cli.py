@@ -104,10 +104,7 @@ def _pretrain(args, overrides) -> int:
 
 def _said_of(outcome, workdir: str) -> str:
     if outcome.stopped_by:
-        return (
-            f"stopped at step {outcome.step} by {outcome.stopped_by}; saved: the same command "
-            "continues"
-        )
+        return outcome.stopped()
     return f"checkpoints and metrics are in {workdir}"
 
 

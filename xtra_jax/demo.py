@@ -40,10 +40,7 @@ def demo(config: ConfigDict, workdir: str) -> str:
     with Stop() as stop:
         trained = pretrain(config, workdir, stop=stop, show_parameters=False)
     if trained.stopped_by:
-        return (
-            f"stopped at step {trained.step} by {trained.stopped_by}; saved: the same command "
-            "continues"
-        )
+        return trained.stopped()
 
     encoders = {
         "pretrained": trained.state.params,

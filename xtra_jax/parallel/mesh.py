@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import jax
@@ -108,6 +109,7 @@ def num_batch_shards(mesh: Mesh) -> int:
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
+@functools.cache  # asked for at every batch
 def batch_shards(mesh: Mesh) -> tuple[int, ...]:
     """Which shards of a batch this process's devices hold, in ascending order.
 

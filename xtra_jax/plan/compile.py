@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from xtra_jax.config import model_spec
 from xtra_jax.errors import RunFailed
 from xtra_jax.parallel.hlo import Module
-from xtra_jax.parallel.mesh import check_batch
+from xtra_jax.parallel.mesh import check_batch, num_batch_shards
 from xtra_jax.parallel.program import Memory, memory, module_of
 from xtra_jax.parallel.topologies import Topology
 from xtra_jax.training.recipe import make_optimizer, make_schedule
@@ -76,7 +76,7 @@ def compile_step(
     spec = model_spec(config)
     schedule = make_schedule(config, steps)
     optimizer = make_optimizer(config, schedule)
-    per_chip = config.batch_size // (mesh.shape["data"] * mesh.shape["fsdp"] * config.accumulate)
+    per_chip = config.batch_size // (num_batch_shards(mesh) * config.accumulate)
     facts = dict(batch_size=config.batch_size, per_chip=per_chip)
     begin = time.monotonic()
     with _signs_of_life(f"compiling for {topology.name}, {per_chip} images per chip", note):

@@ -84,6 +84,12 @@ class Outcome:
     validation: dict[str, float]
     stopped_by: str = ""
 
+    def stopped(self) -> str:
+        """What to tell the user of a run that was stopped."""
+        return (
+            f"stopped at step {self.step} by {self.stopped_by}; saved: the same command continues"
+        )
+
 
 def pretrain(
     config: ConfigDict,
