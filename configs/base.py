@@ -100,9 +100,11 @@ def _optim():
 
 def _data():
     return dict(
-        dataset="imagenet2012",  # a TFDS name, digits, or folder
+        dataset="imagenet2012",  # see `xtra prepare --list`, or folder; several with commas
         data_dir="",  # where it lies: "" is TFDS's default; for a folder, the folder
-        train_split="train",
+        train_split="train",  # of all data sets, or one for each with commas
+        mixture=(),  # of several data sets: the share of samples from each, () for their sizes'
+        subset="",  # of the training images: 10%, stratified:10% (of each class) or list:FILE
         eval_dataset="",  # another data set to validate on; "" is the same one
         eval_split="validation",  # "" for a set without one: nothing is validated
         crop_scale=(0.3, 1.0),  # random resized crop: area, as a share of the image's
@@ -111,7 +113,8 @@ def _data():
         eval_resize=300,  # validation: pixels of the short side, before the centre crop
         mean=(0.485, 0.456, 0.406),  # of the red, green and blue channel, in [0, 1]: ImageNet's
         std=(0.229, 0.224, 0.225),
-        num_workers=16,  # processes that decode and augment, 0 for none but this one
+        resize="exact",  # of crops: exact, device (in the train step), or fast (see data/resize.py)
+        num_workers=-1,  # processes that decode and augment: -1 for the cores', 0 for threads
         prefetch=1,  # batches that each of them keeps ready
         bad_fraction=0.001,  # the run stops when more than this share of the images is broken
     )

@@ -49,9 +49,11 @@ def _optim():
 
 def _data():
     return dict(
-        dataset="imagenet2012",  # a TFDS name, one of this package's own, or folder
+        dataset="imagenet2012",  # see `xtra prepare --list`, or folder; several with commas
         data_dir="",  # where it lies: "" is TFDS's default; for a folder, the folder
-        train_split="train",
+        train_split="train",  # of all data sets, or one for each with commas
+        mixture=(),  # of several data sets: the share of samples from each, () for their sizes'
+        subset="",  # of the training images: 10%, stratified:10% (of each class) or list:FILE
         eval_dataset="",  # another data set to evaluate on; "" is the same one
         eval_split="validation",  # the split of the reported accuracy
         num_classes=1000,
@@ -64,7 +66,8 @@ def _data():
         # 256 for B/16, resize 256 and centre crop 224 for H/14. Mean and std are always its own.
         image_size=0,  # pixels per image side; 0 is the encoder's
         eval_resize=0,  # evaluation: pixels of the short side before the crop; 0 is the encoder's
-        num_workers=16,  # processes that decode and augment, 0 for none but this one
+        resize="exact",  # of crops: exact, or fast (see data/resize.py)
+        num_workers=-1,  # processes that decode and augment: -1 for the cores', 0 for threads
         prefetch=1,  # batches that each of them keeps ready
         bad_fraction=0.001,  # the run stops when more than this share of the images is broken
     )

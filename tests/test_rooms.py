@@ -15,7 +15,7 @@ CONFIG = {"config", "config_rules", "config_overrides"}
 BELOW_TRAINING = {"data", "parallel", "model", "errors"}
 BELOW_INTEROP = BELOW_TRAINING | CONFIG | {"training"}
 BELOW_JOBS = BELOW_INTEROP | {"interop"}
-JOBS = {"plan", "probing", "reconstruct"}
+JOBS = {"inspection", "plan", "probing", "reconstruct"}
 
 # Each room, and the rooms that it may import, its own apart.
 MAY_IMPORT = {
@@ -97,6 +97,10 @@ def loaded_by(module):
 def test_importing_the_package_loads_nothing_heavy():
     heavy = {"jax", "flax", "numpy", "tensorflow", "torch", "tensorflow_datasets", "grain"}
     assert not loaded_by("xtra_jax") & heavy
+
+
+def test_the_train_step_loads_no_data_pipeline():
+    assert not loaded_by("xtra_jax.training.step") & {"PIL", "grain", "tensorflow_datasets"}
 
 
 def test_reading_a_config_loads_neither_jax_nor_tensorflow_nor_pytorch():

@@ -33,6 +33,7 @@ CHOICES = {
     "loss.kind": ("mse", "l1"),
     "optim.reduce_dtype": ("float32", "bfloat16"),
     "kind": ("attentive", "linear", "both"),
+    "data.resize": ("exact", "fast", "device"),
     "data.randaugment": ("", "rand-m9-mstd0.5-inc1"),
 }
 
@@ -104,7 +105,11 @@ RANGES = {
     "data.eval_resize": _NOT_NEGATIVE,
     "data.mean": _CHANNELS,
     "data.std": _SPREADS,
-    "data.num_workers": _NOT_NEGATIVE,
+    "data.mixture": (
+        "numbers above 0, one for each data set, or empty",
+        lambda shares: all(share > 0 for share in shares),
+    ),
+    "data.num_workers": ("0 or more, or -1 for as many as the cores", lambda value: value >= -1),
     "data.prefetch": _AT_LEAST_1,
     "data.bad_fraction": _PROBABILITY,
     "mesh.data": _AXIS,

@@ -15,7 +15,6 @@ from PIL import Image, ImageDraw, ImageFont
 from xtra_jax.config import from_dict, model_spec
 from xtra_jax.data.pipeline import eval_batches
 from xtra_jax.data.sources import open_source
-from xtra_jax.data.transforms import EvalTransform
 from xtra_jax.errors import UserError
 from xtra_jax.model.grid import Grid
 from xtra_jax.model.patches import (
@@ -29,7 +28,7 @@ from xtra_jax.model.patches import (
 from xtra_jax.model.variants import XTRASpec
 from xtra_jax.model.xtra import bind, reorder_blocks
 from xtra_jax.training.checkpoint import find_checkpoint, read_config, restore_params
-from xtra_jax.training.recipe import objective_of, open_eval_source, orders_of
+from xtra_jax.training.recipe import evaluation_transform, objective_of, open_eval_source, orders_of
 from xtra_jax.training.step import Objective
 
 _TILE = 160  # smallest side of a drawn image, pixels
@@ -91,7 +90,7 @@ def held_out_images(config: ConfigDict, spec: XTRASpec, images: str, count: int)
         source = open_eval_source(config) or open_source(
             config.data.dataset, config.data.train_split, config.data.data_dir
         )
-    transform = EvalTransform(config.data.eval_resize, spec.grid.image_size)
+    transform = evaluation_transform(config, spec.grid.image_size)
     # Drawn, because neighbours in a data set are often alike; with a fixed seed, so that pictures
     # of two checkpoints show the same images.
     chosen = _Chosen(source, np.random.default_rng(0).permutation(len(source))[:count])

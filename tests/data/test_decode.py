@@ -1,4 +1,8 @@
 import io
+import resource
+import struct
+import tracemalloc
+import zlib
 
 import numpy as np
 import pytest
@@ -156,3 +160,94 @@ def test_samples_without_a_stated_range_are_a_bad_image(encode, samples):
 def test_formats_that_run_other_programs_are_refused():
     with pytest.raises(BadImage):
         decode(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
+
+
+def chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png(width, height, *extra):
+    """A PNG of zeros in RGB whose header says so, with chunks of the caller's."""
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    pixels = chunk(b"IDAT", zlib.compress(bytes(100)))
+    return b"\x89PNG\r\n\x1a\n" + header + b"".join(extra) + pixels + chunk(b"IEND", b"")
+
+
+ZEROS = zlib.compress(bytes(64 << 20), 9)  # 64 KiB that unpack to 64 MiB
+HUGE = struct.pack("<HH", 65_535, 65_535)
+BOMBS = {
+    "png header": png(60_000, 60_000),
+    "png of single pixels": png(1, 80_000_000),
+    "png text": png(4, 4, chunk(b"zTXt", b"a\0\0" + ZEROS)),
+    "png colour profile": png(4, 4, chunk(b"iCCP", b"a\0\0" + ZEROS)),
+    "gif screen": b"GIF89a" + HUGE + b"\0\0\0," + bytes(4) + HUGE + b"\0\x02\x02\x44\x01\0;",
+    "gif frame": b"GIF89a\4\0\4\0\0\0\0," + bytes(4) + HUGE + b"\0\x02\x02\x44\x01\0;",
+    "bmp header": b"BM"
+    + struct.pack("<IHHI", 54, 0, 0, 54)
+    + struct.pack("<IiiHHIIiiII", 40, 60_000, 60_000, 1, 24, 0, 0, 0, 0, 0, 0),
+    "ppm header": b"P6\n60000 60000\n255\n" + bytes(100),
+}
+
+
+def tiff(width, height, tile):
+    """A TIFF, in one tile that unpacks to 64 MiB."""
+    tags = {256: width, 257: height, 258: 8, 259: 8, 262: 1, 277: 1}
+    tags |= {322: tile, 323: tile, 324: 8, 325: len(ZEROS)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    data = ZEROS + bytes(len(ZEROS) % 2)
+    start = struct.pack("<I", 8 + len(data))
+    return b"II*\0" + start + data + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
+BOMBS["tiff header"] = tiff(60_000, 60_000, 64)
+BOMBS["tiff tile"] = tiff(64, 64, 1 << 28)
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_a_small_file_that_claims_to_be_enormous_is_refused_without_the_memory(bomb):
+    tracemalloc.start()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(BadImage):
+        decode(BOMBS[bomb])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert max(peak, 1024 * grown) < 48 << 20
+
+
+@pytest.mark.parametrize("form", ["WEBP", "JPEG2000"])
+def test_an_enormous_header_of_a_wavelet_or_web_image_is_refused(encode, form):
+    data = encode(np.zeros((64, 64, 3), np.uint8), form, lossless=form == "WEBP")
+    if form == "WEBP":
+        place = data.index(b"VP8L") + 9
+        size = int.from_bytes(data[place : place + 4], "little") & ~0xFFFFFFF
+        size |= 16_382 | 16_382 << 14
+        data = data[:place] + size.to_bytes(4, "little") + data[place + 4 :]
+    else:
+        assert struct.pack(">II", 64, 64) in data
+        data = data.replace(struct.pack(">II", 64, 64), struct.pack(">II", 60_000, 60_000))
+    with pytest.raises(BadImage):
+        decode(data)
+
+
+def test_a_side_longer_than_a_jpegs_can_be_is_refused(encode):
+    assert decode(encode(Image.new("L", (65_535, 1)))).shape == (1, 65_535, 3)
+    with pytest.raises(BadImage, match="65536 x 1 pixels are too many"):
+        decode(encode(Image.new("L", (65_536, 1))))
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_a_jpeg_of_endlessly_many_scans_is_refused(picture, encode, monkeypatch, fast):
+    if not fast:
+        monkeypatch.setattr(decoding, "simplejpeg", None)
+    data = encode(picture(32, 32), "JPEG", progressive=True)
+    assert 1 < data.count(b"\xff\xda") < 20 and decode(data).shape == (32, 32, 3)
+    last = data.rindex(b"\xff\xda")
+    with pytest.raises(BadImage, match="more than 100 scans"):
+        decode(data[:last] + data[last:-2] * 100 + data[-2:])
+
+
+def test_the_decoder_says_what_it_is(monkeypatch):
+    assert "simplejpeg" in decoding.describe_decoder()
+    monkeypatch.setattr(decoding, "simplejpeg", None)
+    assert decoding.describe_decoder().startswith("Pillow")

@@ -91,7 +91,7 @@ def test_a_set_that_is_not_prepared_says_where_it_was_looked_for_and_what_to_do(
         open_source("imagenet2012", "train", str(tmp_path))
     message = str(error.value)
     assert str(tmp_path) in message
-    assert "tfds build imagenet2012 --file_format=array_record" in message
+    assert "xtra prepare --dataset imagenet2012" in message
 
 
 def test_an_unknown_split_is_named_with_those_there_are(root):

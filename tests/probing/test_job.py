@@ -101,6 +101,7 @@ def test_the_same_probe_gives_the_same_numbers_twice(run, data_dir, tmp_path):
     ("overrides", "sentence"),
     [
         ({"data.num_classes": 11}, "has 10 classes, and data.num_classes=11"),
+        ({"data.eval_split": ""}, "data.eval_split is empty"),
         ({"probe.last_layers": 7}, "ask for 1 to 6"),
         ({"probe.num_heads": 5}, "divides the width"),
         ({"batch_size": 12}, "the nearest sizes"),

@@ -113,3 +113,21 @@ def test_what_fixes_model_and_batches_cannot_change_and_the_rest_is_told(data_di
     for key, value in (("batch_size", 32), ("predictor.depth", 2), ("data.dataset", "folder:x")):
         with pytest.raises(UserError, match=f"run holds a run with {key}="):
             check_same_run(tiny(data_dir, **{key: value}), saved, "run")
+
+
+def test_a_run_of_an_earlier_version_continues_without_keys_that_came_later(data_dir):
+    saved = tiny(data_dir).to_dict()
+    del saved["data"]["mixture"], saved["data"]["subset"]
+    assert check_same_run(tiny(data_dir), saved, "run") == []
+    with pytest.raises(UserError, match="run holds a run with data.subset="):
+        check_same_run(tiny(data_dir, **{"data.subset": "10%"}), saved, "run")
+
+
+def test_a_run_does_not_continue_on_other_images_than_it_began_with(data_dir, tmp_path):
+    listed = tmp_path / "list.txt"
+    listed.write_text("\n".join(f"train #{i}" for i in range(32)))
+    subset = {"data.subset": f"list:{listed}", "data.eval_split": "", "optim.warmup_steps": 0}
+    pretrain(tiny(data_dir, **subset, steps=1), str(tmp_path / "run"))
+    listed.write_text("\n".join(f"train #{i}" for i in range(1, 33)))
+    with pytest.raises(UserError, match="images of digits that the run in .* are no longer the"):
+        pretrain(tiny(data_dir, **subset, steps=2), str(tmp_path / "run"))

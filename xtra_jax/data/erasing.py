@@ -68,7 +68,7 @@ def random_rectangles(
     tall = jnp.round(jnp.sqrt(pixels * ratio))
     wide = jnp.round(jnp.sqrt(pixels / ratio))
     fits = (tall < height) & (wide < width) & (chosen < probability)
-    first = jnp.argmax(fits, axis=1)[:, None]
+    first = jnp.argmax(fits, axis=1)[:, None]  # 0 where none fits, whose size is then 0
     tall = jnp.take_along_axis(jnp.where(fits, tall, 0), first, axis=1)
     wide = jnp.take_along_axis(jnp.where(fits, wide, 0), first, axis=1)
     top = jnp.floor(top * (height - tall + 1))

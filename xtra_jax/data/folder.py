@@ -17,10 +17,16 @@ in each. Otherwise labels are unknown (-1).
 from __future__ import annotations
 
 import hashlib
+import heapq
 import os
+from array import array
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
+
 from xtra_jax.data.decode import BadImage
+from xtra_jax.data.record_index import RecordIndex
 from xtra_jax.errors import UserError
 
 EXTENSIONS = (".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff")
@@ -63,8 +69,10 @@ class FolderSource:
         number = {name: label for label, name in enumerate(classes)}
         self.class_names = tuple(classes)
         self.num_classes = len(classes) or None
-        self._files = files if splits else _part(path, files, split)
-        self._labels = [number.get(name.split("/")[0], -1) for name in self._files]
+        files = files if splits else _part(path, files, split)
+        labels = (number.get(name.split("/")[0], -1) for name in files)
+        self._labels = np.fromiter(labels, np.int32, len(files))
+        self._files = Names(files)
 
     def __len__(self) -> int:
         return len(self._files)
@@ -81,7 +89,57 @@ class FolderSource:
                 image = file.read()
         except OSError as error:
             raise BadImage(f"cannot be read ({error})") from error
-        return {"image": image, "label": self._labels[index], "key": name}
+        return {"image": image, "label": int(self._labels[index]), "key": name}
+
+    def where(self, index: int) -> str:
+        """Returns the file's path."""
+        return os.path.join(self._root, self._files[index])
+
+    def index(self) -> RecordIndex:
+        """Keys and labels of all images, in order."""
+        keys = np.array([os.fsencode(name) for name in self._files], np.bytes_)
+        return RecordIndex(keys, np.array(self._labels, np.int32))
+
+    def digest(self) -> str:
+        """A text that changes when the images' names, their order or their labels do."""
+        names = hashlib.sha256("\n".join(self.class_names).encode(errors="surrogateescape"))
+        self._files.add_to(names)
+        return names.hexdigest()
+
+
+class Names(Sequence[str]):
+    """File names, kept in two arrays: millions of strings would take three times the memory.
+
+    The 13.2 million of ImageNet-21k, of 28 letters each, take 0.42 GB, and their labels 0.05 GB.
+    Worker processes share the arrays (see `xtra_jax.data.shared_memory`).
+    """
+
+    def __init__(self, names: Iterable[str]):
+        encoded, ends = bytearray(), array("q")
+        for name in names:
+            encoded += os.fsencode(name)
+            ends.append(len(encoded))
+        self._encoded = np.frombuffer(encoded, np.uint8)
+        smallest = np.uint32 if len(encoded) < 2**32 else np.int64
+        self._ends = np.frombuffer(ends, np.int64).astype(smallest)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, index: int) -> str:
+        index = range(len(self))[index]
+        begin = self._ends[index - 1] if index else 0
+        return os.fsdecode(self._encoded[begin : self._ends[index]].tobytes())
+
+    @property
+    def nbytes(self) -> int:
+        """The memory that the names take."""
+        return self._encoded.nbytes + self._ends.nbytes
+
+    def add_to(self, digest) -> None:
+        """Adds the names and their order to a digest of `hashlib`."""
+        digest.update(self._ends)
+        digest.update(self._encoded)
 
 
 def _subfolders(path: str) -> list[str]:
@@ -140,8 +198,13 @@ def _part(path: str, files: list[str], split: str) -> list[str]:
             f"The folder {path} holds a single image, which cannot be divided into images to train "
             "on and images held out; ask for the split 'all'."
         )
-    by_digest = sorted(files, key=lambda name: hashlib.sha256(os.fsencode(name)).digest())
-    held_out = set(by_digest[: max(1, len(files) // 10)])
+    held_out = set(
+        heapq.nsmallest(
+            max(1, len(files) // 10),
+            files,
+            key=lambda name: hashlib.sha256(os.fsencode(name)).digest(),
+        )
+    )
     return [name for name in files if (name in held_out) == (split != "train")]
 
 

@@ -13,33 +13,32 @@ A batch is a dict of NumPy arrays:
     label   int32   [rows], -1 where unknown
     weight  float32 [rows], 1, or 0 where the image could not be decoded or the row is padding
     index   int64   [rows], the record in the source, -1 for padding
+
+and, where the accelerator is to resize, what `xtra_jax.data.device_resize` needs:
+
+    box     int32   [rows, 3], the height and width of the crop in its canvas, and its flip
 """
 
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
-import os
-import signal
-import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from multiprocessing import resource_tracker
 
 import grain
 import numpy as np
-from absl import flags
 
+from xtra_jax.data.ahead import BadRecord, Batch, Layout, make_in_threads
+from xtra_jax.data.bad_images import BadImages
 from xtra_jax.data.decode import BadImage, decode
+from xtra_jax.data.mixture import MixedOrder, Mixture, shuffled
+from xtra_jax.data.record_index import where
 from xtra_jax.data.sources import Source
-from xtra_jax.errors import RunFailed, UserError
+from xtra_jax.data.workers import default_workers, make_in_workers
+from xtra_jax.errors import UserError
 
-Batch = dict[str, np.ndarray]
-Transform = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+Transform = Callable[[np.ndarray, np.random.Generator], np.ndarray | dict[str, np.ndarray]]
 
-MAX_NAMED_BAD_IMAGES = 20
-MAX_BAD_IMAGES_OF_FEW = 10
 _ENDLESS = 2**48
 
 
@@ -54,6 +53,7 @@ def train_batches(
     prefetch: int = 2,
     shards: Sequence[int] = (0,),
     num_shards: int = 1,
+    bad_images: BadImages | None = None,
 ) -> Iterator[Batch]:
     """Yields this process's share of the training batches, without end.
 
@@ -63,24 +63,28 @@ def train_batches(
     Args:
         source: where records come from.
         transform: maps uint8 `[height, width, 3]` and a generator to uint8 `[size, size, 3]`, and
-            has an attribute `size`. It must not use JAX, and must pickle if there are workers.
+            has an attribute `size`; or to a dict of `image` and other arrays, and then has what
+            stands for a bad image as its attribute `blank`. It must not use JAX, and must pickle
+            if there are workers.
         batch_size: global batch size; `len(shards) / num_shards` of its rows are yielded.
         seed: at least 0; decides the order and the augmentation.
         start_step: the first step to yield.
-        num_workers: processes that prepare batches; 0 prepares them in threads of this one. It
-            changes no batch. Workers start anew, so a script has to guard its `__main__`.
-        prefetch: batches to prepare ahead, for each worker.
+        num_workers: processes that prepare batches; -1 takes `default_workers()`, and 0 prepares
+            them in threads of this one. It changes no batch.
+        prefetch: batches that each worker keeps ready beside the one it makes; together they hold
+            `num_workers * (prefetch + 1)` of them in memory.
         shards: which shards of each batch to yield, in `[0, num_shards)`, side by side; see
             `xtra_jax.parallel.mesh.batch_shards`.
         num_shards: into how many shards each batch is cut.
+        bad_images: collects those of the batches that were yielded.
 
     Raises:
         UserError: the source is empty, or the batch does not divide into the shards.
+        RunFailed: a worker died; raised by the iterator.
     """
     share = _Share.of(source, batch_size, shards, num_shards)
-    order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
-    sample = _TrainSample(source, transform, share, order, seed, start_step)
-    return _batches(sample, _ENDLESS, num_workers, prefetch)
+    sample = _TrainSample(source, transform, share, _order(source, seed), seed, start_step)
+    return _batches(sample, _ENDLESS, num_workers, prefetch, bad_images)
 
 
 def eval_batches(
@@ -92,6 +96,7 @@ def eval_batches(
     prefetch: int = 2,
     shards: Sequence[int] = (0,),
     num_shards: int = 1,
+    bad_images: BadImages | None = None,
 ) -> Iterator[Batch]:
     """Yields this process's share of one pass over the source, every example exactly once.
 
@@ -101,40 +106,13 @@ def eval_batches(
     share = _Share.of(source, batch_size, shards, num_shards)
     steps = -(-len(source) // batch_size)
     sample = _EvalSample(source, transform, share)
-    return _batches(sample, steps * share.local_rows, num_workers, prefetch)
+    return _batches(sample, steps, num_workers, prefetch, bad_images)
 
 
-def limit_bad_images(
-    batches: Iterator[Batch], num_records: int, bad_fraction: float
-) -> Iterator[Batch]:
-    """Passes batches on until too many different images were bad: then the data is.
-
-    Args:
-        num_records: of the whole source.
-        bad_fraction: the share of them that may be bad; ten always may.
-
-    Raises:
-        RunFailed: more are, or all of the first batch.
-    """
-    allowed = max(MAX_BAD_IMAGES_OF_FEW, bad_fraction * num_records)
-    bad: set[int] = set()
-    good = False
-    with contextlib.closing(batches):
-        for batch in batches:
-            good = good or bool((batch["weight"] > 0).any())
-            if not good:
-                raise RunFailed(
-                    f"all {len(batch['weight'])} images of the first batch are unusable, so there "
-                    "is nothing to train on: mend the data set"
-                )
-            bad.update(batch["index"][(batch["weight"] == 0) & (batch["index"] >= 0)].tolist())
-            if len(bad) > allowed:
-                raise RunFailed(
-                    f"{len(bad)} of the {num_records} training images are unusable, which is more "
-                    f"than data.bad_fraction={bad_fraction:g} of them: mend the data set, or raise "
-                    "that share"
-                )
-            yield batch
+def _order(source: Source, seed: int) -> grain.MapDataset | MixedOrder:
+    """Returns the endless order of a source's records, shuffled anew in every epoch."""
+    mixed = source.order(seed) if isinstance(source, Mixture) else None
+    return mixed or shuffled(len(source), seed)
 
 
 @dataclass(frozen=True)
@@ -174,14 +152,18 @@ class _TrainSample:
     source: Source
     transform: Transform
     share: _Share
-    order: grain.MapDataset
+    order: grain.MapDataset | MixedOrder
     seed: int
     start_step: int
 
-    def __call__(self, number: int) -> Batch:
+    def __call__(
+        self, number: int, reading: Callable[[int], None]
+    ) -> tuple[Batch, BadRecord | None]:
         position = self.share.position(number) + self.start_step * self.share.batch_size
+        index = int(self.order[position])
+        reading(index)
         rng = np.random.default_rng((self.seed, position))
-        return _load(self.source, self.order[position], self.transform, rng)
+        return _load(self.source, index, self.transform, rng)
 
 
 @dataclass(frozen=True)
@@ -192,118 +174,102 @@ class _EvalSample:
     transform: Transform
     share: _Share
 
-    def __call__(self, number: int) -> Batch:
+    def __call__(
+        self, number: int, reading: Callable[[int], None]
+    ) -> tuple[Batch, BadRecord | None]:
         index = self.share.position(number)
         if index >= len(self.source):
-            return _sample(self.transform, index=-1)
+            return _sample(self.transform, index=-1), None
+        reading(index)
         return _load(self.source, index, self.transform, np.random.default_rng(index))
 
 
-def _load(source: Source, index: int, transform: Transform, rng: np.random.Generator) -> Batch:
-    label = -1
+def _load(
+    source: Source, index: int, transform: Transform, rng: np.random.Generator
+) -> tuple[Batch, BadRecord | None]:
+    label, key, image, bad = -1, "", None, None
     try:
         record = source[index]
-        label = record["label"]
+        label, key = record["label"], record["key"]
         image = transform(decode(record["image"]), rng)
-    except BadImage:
-        image = None
-    return _sample(transform, index, label, image)
+    except BadImage as error:
+        bad = BadRecord(index, key or where(source, index), str(error))
+    return _sample(transform, index, label, image), bad
 
 
 def _sample(
-    transform: Transform, index: int, label: int = -1, image: np.ndarray | None = None
+    transform: Transform,
+    index: int,
+    label: int = -1,
+    image: np.ndarray | dict[str, np.ndarray] | None = None,
 ) -> Batch:
     """Returns one row of a batch, of zeros and without weight if there is no image."""
-    size = transform.size
+    result = _blank(transform) if image is None else image
     return {
-        "image": np.zeros((size, size, 3), np.uint8) if image is None else image,
+        **(result if isinstance(result, dict) else {"image": result}),
         "label": np.int32(label),
         "weight": np.float32(image is not None),
         "index": np.int64(index),
     }
 
 
-def _batches(
-    sample: _TrainSample | _EvalSample, samples: int, num_workers: int, prefetch: int
-) -> Iterator[Batch]:
-    batches = grain.MapDataset.range(samples).map(sample).batch(sample.share.local_rows)
-    threads = 1 if num_workers else prefetch
-    batches = batches.to_iter_dataset(
-        grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
-    )
-    if num_workers:
-        if not flags.FLAGS.is_parsed():  # Grain asks absl for its flags, in a notebook too.
-            flags.FLAGS.mark_as_parsed()
-        _start_resource_tracker()
-        batches = batches.mp_prefetch(
-            grain.MultiprocessingOptions(num_workers, per_worker_buffer_size=prefetch),
-            worker_init_fn=_start_worker,
+def _blank(transform: Transform) -> np.ndarray | dict[str, np.ndarray]:
+    """Returns what a transform says stands for a bad image; zeros if it says nothing."""
+    blank = getattr(transform, "blank", None)
+    return np.zeros((transform.size, transform.size, 3), np.uint8) if blank is None else blank
+
+
+@dataclass(frozen=True)
+class _BatchJob:
+    """Makes this process's share of the batch of any number; see `xtra_jax.data.ahead.Job`."""
+
+    sample: _TrainSample | _EvalSample
+
+    @property
+    def layout(self) -> Layout:
+        rows = self.sample.share.local_rows
+        row = _sample(self.sample.transform, index=-1)
+        return {name: ((rows, *np.shape(value)), value.dtype) for name, value in row.items()}
+
+    def fill(self, number: int, batch: Batch, reading: Callable[[int], None]) -> list[BadRecord]:
+        found = []
+        rows = self.sample.share.local_rows
+        for row in range(rows):
+            sample, bad = self.sample(number * rows + row, reading)
+            for name, value in sample.items():
+                _set_row(batch[name], row, value, name)
+            if bad is not None:
+                found.append(bad)
+        return found
+
+    def where(self, index: int) -> str:
+        return where(self.sample.source, index)
+
+
+def _set_row(array: np.ndarray, row: int, value: np.ndarray, name: str) -> None:
+    if (np.shape(value), value.dtype) != (array.shape[1:], array.dtype):
+        raise ValueError(
+            f"a transform gave {name} as {value.dtype} {list(np.shape(value))}, and it promised "
+            f"{array.dtype} {list(array.shape[1:])}"
         )
-        batches = batches.map(_out_of_shared_memory)
-    return _closing(batches, sample.source)
+    array[row] = value
 
 
-def _start_resource_tracker() -> None:
-    """Starts Python's tracker of shared memory so that no scheduler's SIGUSR1 ends it.
-
-    By itself it ignores only SIGINT and SIGTERM; it inherits what is blocked here.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
-    try:
-        resource_tracker.ensure_running()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _out_of_shared_memory(batch: Batch) -> Batch:
-    """Copies a worker's batch, so that shared memory holds only what is being handed over."""
-    return {name: np.array(value) for name, value in batch.items()}
-
-
-def _closing(batches: grain.IterDataset, source: Source) -> Iterator[Batch]:
-    """Yields the batches, names bad images, and ends the workers when it is closed or dropped."""
-    iterator = iter(batches)
-    named: set[int] = set()
-    try:
-        for batch in iterator:
-            bad = batch["index"][(batch["weight"] == 0) & (batch["index"] >= 0)]
-            for index in bad.tolist():
-                _name_bad_image(source, index, named)
+def _batches(
+    sample: _TrainSample | _EvalSample,
+    count: int,
+    num_workers: int,
+    prefetch: int,
+    bad_images: BadImages | None,
+) -> Iterator[Batch]:
+    bad_images = bad_images or BadImages()
+    workers = default_workers() if num_workers < 0 else num_workers
+    if workers:
+        made = make_in_workers(_BatchJob(sample), count, workers, prefetch)
+    else:
+        made = make_in_threads(_BatchJob(sample), count, max(prefetch, 1))
+    with contextlib.closing(made):
+        for batch, bad in made:
+            for record in bad:
+                bad_images.add(record)
             yield batch
-    finally:
-        iterator.close()
-
-
-def _name_bad_image(source: Source, index: int, named: set[int]) -> None:
-    """Says once per image, for the first few, which one is bad and why."""
-    if index in named or len(named) > MAX_NAMED_BAD_IMAGES:
-        return
-    named.add(index)
-    if len(named) > MAX_NAMED_BAD_IMAGES:
-        print("More images are unusable; they are counted but no longer named.", file=sys.stderr)
-        return
-    key, reason = f"#{index}", "it cannot be brought to the size asked for"
-    try:
-        record = source[index]
-        key = record["key"]
-        decode(record["image"])
-    except BadImage as error:
-        reason = error
-    print(f"Image {key} is unusable and counts for nothing: {reason}.", file=sys.stderr)
-
-
-def _start_worker(worker: int, workers: int) -> None:
-    """Ties a worker's life to the process that started it.
-
-    A trainer that is killed cannot end its workers, which would keep their memory for ever. An
-    interrupt from the keyboard reaches the whole group, and so may a scheduler's notice; the
-    trainer decides what it means.
-    """
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
-
-    def watch():
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()

@@ -4,7 +4,8 @@ Two operations are drawn, with replacement, uniformly from fifteen; each is appl
 one half, at a magnitude drawn from a normal distribution around 9 (spread 0.5) and clipped to
 [0, 10]. "inc" means that every operation grows stronger with the magnitude. Geometric operations
 sample bicubically, as the published recipe's resizing does, and fill what they uncover with the
-data set's mean colour.
+data set's mean colour. Every operation gives timm's pixels at every magnitude
+(tests/data/test_against_timm.py).
 
 RandAugment: Cubuk et al., 2020, arXiv 1909.13719.
 """
@@ -74,7 +75,7 @@ def _rotate(image: Image.Image, strength: float, fill: Color) -> Image.Image:
 
 
 def _posterize(image: Image.Image, strength: float, fill: Color) -> Image.Image:
-    """Keeps the 4 to 0 highest bits. Pillow refuses to keep none, so the mask is our own."""
+    """Keeps the 4 to 0 highest bits. Pillow 13 refuses to keep none, so the mask is our own."""
     bits = 4 - int(abs(strength) * 4)
     mask = (0xFF << (8 - bits)) & 0xFF
     return image.point([level & mask for level in range(256)] * 3)

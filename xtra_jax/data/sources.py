@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import json
 import os
+from collections.abc import Sequence
 from typing import Any, Protocol
 
+from etils import epath
+
+from xtra_jax.data.decode import BadImage
 from xtra_jax.data.folder import FolderSource
+from xtra_jax.data.mixture import Mixture
+from xtra_jax.data.shards import check_files, open_builder, reason, shards_of
+from xtra_jax.data.subsets import choose_subset
 from xtra_jax.errors import UserError
+
+# The features by which TFDS's builders name an image.
+_NAMES = ("file_name", "filename", "id")
 
 
 class Source(Protocol):
@@ -23,24 +36,60 @@ class Source(Protocol):
 
     def __getitem__(self, index: int) -> dict[str, Any]: ...
 
+    def digest(self) -> str:
+        """A text that changes when the records or their order do, so far as names tell."""
+        ...
 
-def open_source(dataset: str, split: str, data_dir: str = "") -> Source:
-    """Opens one split of a data set.
+
+def open_source(
+    dataset: str,
+    split: str,
+    data_dir: str = "",
+    *,
+    mixture: Sequence[float] = (),
+    subset: str = "",
+    seed: int = 0,
+) -> Source:
+    """Opens one split of a data set, or of several.
 
     Args:
         dataset: the name of a TFDS data set ("imagenet2012", "imagenet_v2/matched-frequency",
             "cifar10:3.0.2"), which has to be prepared as ArrayRecord; "digits", which prepares
             itself when it is absent; or "folder:/path/to/images" (also "folder", with the path as
-            `data_dir`).
+            `data_dir`). Several have commas between them and become one, see
+            `xtra_jax.data.mixture`.
         split: for TFDS data sets any split of theirs, a slice or a sum of such ("train",
-            "train[:90%]", "train+validation"); for folders see `xtra_jax.data.folder`.
+            "train[:90%]", "train+validation"); for folders see `xtra_jax.data.folder`. One for all
+            data sets, or one for each with commas between them.
         data_dir: root of the TFDS data sets; empty for TFDS's own default, which is
             `$TFDS_DATA_DIR` or `~/tensorflow_datasets`.
+        mixture: of several data sets the share of training samples that come from each, above 0.
+        subset: which of the records, see `xtra_jax.data.subsets`.
+        seed: decides which records a subset draws.
 
     Raises:
-        UserError: there is no such data set, split or folder, or it cannot be read record by
-            record.
+        UserError: there is no such data set, split or folder, it cannot be read record by record,
+            or shares and subset don't fit it.
     """
+    names = [name.strip() for name in dataset.split(",")]
+    splits = [name.strip() for name in split.split(",")]
+    if len(splits) not in (1, len(names)):
+        raise UserError(
+            f"{dataset!r} names {len(names)} data sets and {split!r} {len(splits)} splits: give "
+            "one split for all of them, or one for each"
+        )
+    splits = splits * len(names) if len(splits) == 1 else splits
+    opened = [_open_one(*which, data_dir) for which in zip(names, splits, strict=True)]
+    source = Mixture(opened, mixture) if len(opened) > 1 or mixture else opened[0]
+    if subset and mixture:
+        raise UserError(
+            "data.subset and data.mixture cannot be combined: a subset of several data sets is "
+            "drawn from all of them together, so leave data.mixture empty"
+        )
+    return choose_subset(source, subset, seed)
+
+
+def _open_one(dataset: str, split: str, data_dir: str) -> Source:
     kind, _, path = dataset.partition(":")
     if kind == "folder":
         path = path or data_dir
@@ -62,24 +111,30 @@ class TfdsSource:
         num_classes: how many classes, None where the data set has no labels.
     """
 
-    def __init__(self, directory: str, split: str):
+    def __init__(self, directory: str, split: str, *, check: bool = True):
         """Opens the data set whose `dataset_info.json` lies in `directory`.
 
+        Args:
+            check: see first that every file of the split is there and whole.
+
         Raises:
-            UserError: the data set has no such split or no images, or is not ArrayRecord.
+            UserError: the data set has no such split or no images, is not ArrayRecord, or is not
+                whole.
         """
         import tensorflow_datasets as tfds
 
         self._directory = directory
         self._split = split
-        builder = tfds.builder_from_directory(directory)
+        builder = open_builder(directory)
         available = dict(builder.info.features.items())
         if "image" not in available:
             raise UserError(
                 f"The data set in {directory} has no feature named 'image'; "
                 f"it has {', '.join(available)}."
             )
-        wanted = [name for name in ("image", "label", "file_name") if name in available]
+        names = (name for name in _NAMES if isinstance(available.get(name), tfds.features.Text))
+        self._name = next(names, "")
+        wanted = [name for name in ("image", "label", self._name) if name in available]
         self._features = tfds.features.FeaturesDict({name: available[name] for name in wanted})
         self._decoders = {"image": tfds.decode.SkipDecoding()}
         label = available.get("label")
@@ -87,25 +142,50 @@ class TfdsSource:
         self.num_classes = label.num_classes if classes else None
         self.class_names = tuple(label.names) if classes else ()
         self._records = _open_records(builder, split)
+        self._shards = shards_of(builder, split)
+        if check:
+            check_files(directory, self._shards)
+        shards = {name: part.shard_lengths for name, part in builder.info.splits.items()}
+        state = [builder.info.full_name, split, sorted(shards.items())]
+        self._digest = hashlib.sha256(json.dumps(state).encode()).hexdigest()
 
     def __len__(self) -> int:
         return len(self._records)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Returns `image` (encoded bytes), `label` (-1 where unknown) and `key`."""
-        example = self._features.deserialize_example_np(
-            self._records[index], decoders=self._decoders
-        )
-        name = example.get("file_name", b"").decode(errors="replace")
+        """Returns `image` (encoded bytes), `label` (-1 where unknown) and `key`.
+
+        Raises:
+            BadImage: the record is damaged, or its file is gone.
+        """
+        try:
+            example = self._features.deserialize_example_np(
+                self._records[index], decoders=self._decoders
+            )
+        except Exception as error:  # nearly anything: the readers are C++
+            raise BadImage(f"its record cannot be read ({reason(error)})") from error
+        name = example.get(self._name, b"").decode(errors="replace")
         return {
             "image": example["image"],
             "label": int(example["label"]) if self.num_classes else -1,
             "key": name or f"{self._split} #{index}",
         }
 
+    def index_file(self) -> str:
+        """Where keys and labels of the records, once read, are kept."""
+        return os.fspath(epath.Path(self._directory) / f".records-{self._digest[:16]}.npz")
+
+    def digest(self) -> str:
+        """A text that changes when the data set's version, its files or the split do."""
+        return self._digest
+
+    def where(self, index: int) -> str:
+        """Says which record of which file it is."""
+        return self._shards.where(index)
+
     def __reduce__(self):
         # File handles do not travel; a worker opens the files itself.
-        return TfdsSource, (self._directory, self._split)
+        return functools.partial(TfdsSource, check=False), (self._directory, self._split)
 
 
 def _find_prepared(dataset: str, data_dir: str) -> str:
@@ -124,12 +204,17 @@ def _find_prepared(dataset: str, data_dir: str) -> str:
         looked_in = root or tfds.core.constants.DATA_DIR
         raise UserError(
             f"The data set {dataset!r} was not found in {looked_in}: point data.data_dir at the "
-            f"folder that holds it. A data set that TFDS knows is prepared, on any machine that "
-            f"has TensorFlow, with `tfds build {dataset} --file_format=array_record "
-            f"--data_dir={looked_in}`; images of your own need no preparation as "
+            f"folder that holds it, or prepare it with `xtra prepare --dataset {dataset} "
+            f"--data_dir {looked_in}`; images of your own need no preparation as "
             "data.dataset=folder:/path/to/images."
         ) from error
-    except ValueError as error:
+    except Exception as error:  # nearly anything, where the metadata is damaged
+        folder = os.path.join(root or tfds.core.constants.DATA_DIR, dataset.partition(":")[0])
+        if dataset and epath.Path(folder).exists():
+            raise UserError(
+                f"The data set in {folder} is not whole: its dataset_info.json or features.json "
+                f"cannot be read ({reason(error)}); copy or prepare it anew."
+            ) from error
         raise UserError(
             f"{dataset!r} names no data set that can be opened; expected the name of a TFDS data "
             f"set, such as 'imagenet2012', or 'folder:/path/to/images' ({_first_line(error)})."

@@ -2,7 +2,8 @@
 
 The geometry is torchvision's to the pixel (which side is rounded how, what a crop does when no
 attempt fits), because published numbers were obtained with it. Resizing is Pillow's bicubic filter,
-which antialiases. Randomness comes only from the generator that is passed in.
+which antialiases; see `xtra_jax.data.resize`. Randomness comes only from the generator that is
+passed in.
 """
 
 from __future__ import annotations
@@ -15,9 +16,13 @@ import numpy as np
 from PIL import Image
 
 from xtra_jax.data.decode import MAX_PIXELS, BadImage
+from xtra_jax.data.resize import resize_exact, resizer
 from xtra_jax.errors import UserError
 
 CROP_ATTEMPTS = 10
+
+# Most crops of images of 500 x 375 pixels, ImageNet's usual size, fit into it as they are.
+CANVAS = 512
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,7 @@ class PretrainTransform:
         flip: probability of mirroring left and right.
         randaugment: called as `randaugment(image, generator)` on the PIL image of the crop, and
             returns one of the same size.
+        resize: "exact" or "fast"; see `xtra_jax.data.resize`.
     """
 
     size: int
@@ -40,8 +46,15 @@ class PretrainTransform:
     ratio: tuple[float, float] = (0.75, 1.5)
     flip: float = 0.5
     randaugment: Callable[[Image.Image, np.random.Generator], Image.Image] | None = None
+    resize: str = "exact"
 
     def __post_init__(self):
+        if self.resize == "device":
+            raise UserError(
+                "data.resize=device is for pretraining alone, because other transforms need the "
+                "resized crop on the host: take exact or fast."
+            )
+        resizer(self.resize)
         _check_size("the image size", self.size)
         low, high = self.scale
         if not 0 < low <= high <= 1:
@@ -54,16 +67,80 @@ class PretrainTransform:
 
     def __call__(self, image: np.ndarray | Image.Image, rng: np.random.Generator) -> np.ndarray:
         """Maps uint8 `[height, width, 3]` (or an RGB PIL image) to uint8 `[size, size, 3]`."""
-        pixels = np.asarray(image)
+        crop, flip = self.crop(np.asarray(image), rng)
+        resized = resizer(self.resize)(crop, self.size, self.size, flip)
+        if self.randaugment is not None:
+            resized = np.array(self.randaugment(Image.fromarray(resized), rng))
+        return resized
+
+    def crop(self, pixels: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, bool]:
+        """Draws the crop, a view of the pixels, and whether it is mirrored."""
         top, left, height, width = random_crop(*pixels.shape[:2], self.scale, self.ratio, rng)
         # Cut first, then resize: the filter must not see what lies outside the crop.
-        crop = Image.fromarray(pixels[top : top + height, left : left + width])
-        crop = crop.resize((self.size, self.size), Image.Resampling.BICUBIC)
-        if rng.random() < self.flip:
-            crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        if self.randaugment is not None:
-            crop = self.randaugment(crop, rng)
-        return np.array(crop)
+        return pixels[top : top + height, left : left + width], rng.random() < self.flip
+
+
+@dataclass(frozen=True)
+class DeviceResizeTransform:
+    """The crops of a pretraining transform, left for the accelerator to resize.
+
+    See `xtra_jax.data.device_resize`. A crop that is larger than the canvas is resized here.
+
+    Attributes:
+        pretrain: what draws the crops; their size in the end is its `size`.
+        canvas: side of the square that every crop is put into, its top left corner first; 0 for
+            `CANVAS`, or more where `pretrain.size` is.
+    """
+
+    pretrain: PretrainTransform
+    canvas: int = 0
+
+    def __post_init__(self):
+        if self.pretrain.randaugment is not None:
+            raise UserError(
+                "RandAugment works on resized crops, so it cannot go with data.resize=device: take "
+                "exact or fast."
+            )
+        if self.canvas and self.canvas < self.pretrain.size:
+            raise UserError(
+                f"A canvas of {self.canvas} pixels cannot hold crops of {self.pretrain.size}."
+            )
+
+    @property
+    def size(self) -> int:
+        """Side of the canvas, in pixels."""
+        return self.canvas or canvas_side(self.pretrain.size)
+
+    @property
+    def blank(self) -> dict[str, np.ndarray]:
+        """What stands for a bad image."""
+        return self._placed(np.zeros((self.pretrain.size, self.pretrain.size, 3), np.uint8), False)
+
+    def __call__(
+        self, image: np.ndarray | Image.Image, rng: np.random.Generator
+    ) -> dict[str, np.ndarray]:
+        """Maps uint8 `[height, width, 3]` to the canvas and the box.
+
+        Returns:
+            `image`, uint8 `[canvas, canvas, 3]`, zero outside the crop; and `box`, int32 `[3]`:
+            the crop's height and width in pixels, and 1 if it is yet to be mirrored, 0 if not.
+        """
+        crop, flip = self.pretrain.crop(np.asarray(image), rng)
+        if max(crop.shape) > self.size:
+            side = self.pretrain.size
+            crop, flip = resize_exact(crop, side, side, flip), False
+        return self._placed(crop, flip)
+
+    def _placed(self, crop: np.ndarray, flip: bool) -> dict[str, np.ndarray]:
+        height, width, _ = crop.shape
+        canvas = np.zeros((self.size, self.size, 3), np.uint8)
+        canvas[:height, :width] = crop
+        return {"image": canvas, "box": np.array([height, width, flip], np.int32)}
+
+
+def canvas_side(size: int) -> int:
+    """The side of the canvas for crops that become squares of side `size`."""
+    return max(CANVAS, size)
 
 
 @dataclass(frozen=True)
@@ -93,10 +170,10 @@ class EvalTransform:
         height, width = resized_shape(*pixels.shape[:2], self.resize)
         if height * width > MAX_PIXELS:
             raise BadImage(f"{pixels.shape[1]} x {pixels.shape[0]} pixels are too elongated")
-        resized = Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
+        resized = resize_exact(pixels, height, width)
         top = round((height - self.size) / 2)
         left = round((width - self.size) / 2)
-        return np.array(resized.crop((left, top, left + self.size, top + self.size)))
+        return resized[top : top + self.size, left : left + self.size].copy()
 
 
 def random_crop(

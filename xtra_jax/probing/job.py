@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from functools import partial
 
@@ -10,11 +9,10 @@ import jax
 from ml_collections import ConfigDict
 
 from xtra_jax.config import from_dict, model_spec, total_steps, warmup_steps, with_encoder_input
+from xtra_jax.data.bad_images import BadImageLimit, BadImages
 from xtra_jax.data.erasing import random_erasing
-from xtra_jax.data.pipeline import eval_batches, limit_bad_images, train_batches
-from xtra_jax.data.randaugment import RandAugment
-from xtra_jax.data.sources import Source, open_source
-from xtra_jax.data.transforms import EvalTransform, PretrainTransform
+from xtra_jax.data.pipeline import eval_batches, train_batches
+from xtra_jax.data.sources import Source
 from xtra_jax.errors import UserError
 from xtra_jax.model.patches import normalise_patches, patchify, unpatchify
 from xtra_jax.model.variants import XTRASpec
@@ -33,6 +31,12 @@ from xtra_jax.probing.results import History, best_head, check_writable, write_r
 from xtra_jax.probing.sweep import HeadGroup, Recipe, Setting
 from xtra_jax.training.checkpoint import find_checkpoint, read_config, restore_params
 from xtra_jax.training.progress import Progress
+from xtra_jax.training.recipe import (
+    evaluation_transform,
+    open_eval_source,
+    open_training_source,
+    training_transform,
+)
 
 
 def probe(config: ConfigDict, out: str = "", *, progress: Progress | None = None) -> list[History]:
@@ -82,9 +86,12 @@ def probe_params(
     mesh = make_mesh(dict(config.mesh))
     check_batch(config.batch_size, mesh)
     groups = head_groups(config, spec)
-    train_source = _labelled(config, config.data.dataset, config.data.train_split)
-    eval_dataset = config.data.eval_dataset or config.data.dataset
-    eval_source = _labelled(config, eval_dataset, config.data.eval_split)
+    data = config.data
+    if not data.eval_split:
+        raise UserError("data.eval_split is empty: a probe needs images to tell its accuracy on")
+    train_source, eval_source = open_training_source(config), open_eval_source(config)
+    _check_labels(train_source, data.dataset, data.train_split, data.num_classes)
+    _check_labels(eval_source, data.eval_dataset or data.dataset, data.eval_split, data.num_classes)
     recipe = make_recipe(config, len(train_source))
     if jax.process_index() == 0:
         check_writable(out)
@@ -97,12 +104,16 @@ def probe_params(
         shards=batch_shards(mesh),
         num_shards=num_batch_shards(mesh),
     )
-    batches = limit_bad_images(
-        train_batches(train_source, train_transform(config), seed=config.seed, **share),
-        len(train_source),
-        config.data.bad_fraction,
+    process = jax.process_index()
+    bad_images = BadImages(f"{out}.bad_images{f'-{process}' if process else ''}.txt")
+    batches = train_batches(
+        train_source,
+        training_transform(config, config.data.image_size),
+        seed=config.seed,
+        bad_images=bad_images,
+        **share,
     )
-    eval_transform = EvalTransform(config.data.eval_resize, config.data.image_size)
+    eval_transform = evaluation_transform(config, config.data.image_size)
     encoder = jax.device_put(params["encoder"], shardings(params["encoder"], mesh))
     features = partial(_features, config=config, pretraining=pretraining, groups=tuple(groups))
 
@@ -121,7 +132,7 @@ def probe_params(
         found = "  ".join(f"{kind} {accuracy:.1%}" for kind, accuracy in best.items())
         progress.note(f"step {step}/{recipe.steps}  best accuracy  {found}")
 
-    with progress, contextlib.closing(batches):
+    with progress:
         _, histories = train_probe(
             groups,
             jax.tree_util.Partial(features, encoder),
@@ -131,6 +142,9 @@ def probe_params(
             seed=config.seed,
             put=lambda batch: put_batch(batch, mesh),
             sharding=replicated(mesh),
+            bad_images=BadImageLimit(
+                len(train_source), config.batch_size, config.data.bad_fraction, bad_images
+            ),
             on_step=on_step,
             on_evaluation=on_evaluation,
         )
@@ -179,18 +193,6 @@ def make_recipe(config: ConfigDict, num_examples: int) -> Recipe:
     )
 
 
-def train_transform(config: ConfigDict) -> PretrainTransform:
-    """Crop, flip and, where the config names it, RandAugment."""
-    data = config.data
-    return PretrainTransform(
-        data.image_size,
-        tuple(data.crop_scale),
-        tuple(data.crop_ratio),
-        data.flip,
-        RandAugment(mean=tuple(data.mean)) if data.randaugment else None,
-    )
-
-
 def feature_spec(kind: str, config: ConfigDict) -> FeatureSpec:
     """Linear heads see the last layer's mean token, attentive ones the last layers' tokens."""
     return LINEAR if kind == "linear" else FeatureSpec(config.probe.last_layers)
@@ -213,15 +215,13 @@ def _features(
     }
 
 
-def _labelled(config: ConfigDict, dataset: str, split: str) -> Source:
-    source = open_source(dataset, split, config.data.data_dir)
-    if source.num_classes != config.data.num_classes:
+def _check_labels(source: Source, dataset: str, split: str, num_classes: int) -> None:
+    if source.num_classes != num_classes:
         has = "no labels" if source.num_classes is None else f"{source.num_classes} classes"
         raise UserError(
-            f"{dataset} ({split}) has {has}, and data.num_classes={config.data.num_classes}: a "
-            "probe needs labelled images of as many classes as it is told"
+            f"{dataset} ({split}) has {has}, and data.num_classes={num_classes}: a probe needs "
+            "labelled images of as many classes as it is told"
         )
-    return source
 
 
 def summary(histories: list[History]) -> str:

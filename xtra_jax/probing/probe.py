@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -9,7 +10,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from xtra_jax.data.bad_images import BadImageLimit
 from xtra_jax.errors import UserError
+from xtra_jax.parallel.feed import Feed
 from xtra_jax.probing import sweep
 from xtra_jax.probing.results import Evaluation, History
 from xtra_jax.probing.sweep import Features, HeadGroup, HeadStates, ProbeState, Recipe
@@ -45,6 +48,7 @@ def train_probe(
     seed: int = 0,
     put: Put = jax.device_put,
     sharding: jax.sharding.Sharding | None = None,
+    bad_images: BadImageLimit | None = None,
     on_step: Callable[[int, dict[str, jax.Array]], None] = lambda step, losses: None,
     on_evaluation: Callable[[int, Scores], None] = lambda step, scores: None,
 ) -> tuple[ProbeState, list[History]]:
@@ -67,6 +71,7 @@ def train_probe(
         put: brings the arrays of a batch to the devices, as a sharding over a mesh wants it. The
           batch normalisations and losses are those of the whole global batch.
         sharding: where the heads live on that mesh, normally replicated; None for a single device.
+        bad_images: ends the training when too many images are bad.
         on_step: called with the number of completed steps and the losses, [settings] by group,
           still on the device: reading them every time would hold the device up.
         on_evaluation: called with the number of completed steps and the scores.
@@ -77,6 +82,7 @@ def train_probe(
     Raises:
         UserError: for a label that is not one of a head's classes, and for an evaluation without
           a readable example.
+        RunFailed: too many images are bad.
     """
     placed = {"out_shardings": sharding}
     state = jax.jit(lambda: sweep.init_state(groups, recipe, seed), **placed)()
@@ -86,28 +92,37 @@ def train_probe(
 
     evaluations = {(name, i): [] for name in groups for i in range(len(groups[name].settings))}
     losses = []
-    for step in range(1, recipe.steps + 1):
-        state, loss = train_step(state, features, put(_inputs(next(train_batches), groups)))
-        losses.append(loss)
-        jax.block_until_ready(losses[-2:-1])  # never more than one batch ahead of the device
-        on_step(step, loss)
+    # Counted over all devices, so that all processes of a run agree.
+    count_valid = jax.jit(lambda weight: (weight > 0).sum(), **placed)
+    valid = []
+    with contextlib.closing(Feed(train_batches, lambda x: put(_inputs(x, groups)))) as batches:
+        for step in range(1, recipe.steps + 1):
+            batch = next(batches)
+            state, loss = train_step(state, features, batch)
+            losses.append(loss)
+            jax.block_until_ready(losses[-2:-1])  # never more than one batch ahead of the device
+            if bad_images is not None:
+                valid.append(count_valid(batch["weight"]))
+                if step == 1 or len(valid) > 1:  # at once, then one batch behind the device
+                    bad_images.add(step - len(valid) + 1, int(valid.pop(0)))
+            on_step(step, loss)
 
-        if recipe.evaluates_after(step):
-            scores = evaluate(groups, state.heads, features, eval_batches(), put, eval_step)
-            train_loss = jax.tree.map(lambda *x: np.mean(x, axis=0), *jax.device_get(losses))
-            losses = []
-            for (name, i), entries in evaluations.items():
-                entries.append(
-                    Evaluation(
-                        step=step,
-                        epoch=step / recipe.steps_per_epoch,
-                        train_loss=float(train_loss[name][i]),
-                        loss=float(scores.loss[name][i]),
-                        correct=int(scores.correct[name][i]),
-                        total=scores.total,
+            if recipe.evaluates_after(step):
+                scores = evaluate(groups, state.heads, features, eval_batches(), put, eval_step)
+                train_loss = jax.tree.map(lambda *x: np.mean(x, axis=0), *jax.device_get(losses))
+                losses = []
+                for (name, i), entries in evaluations.items():
+                    entries.append(
+                        Evaluation(
+                            step=step,
+                            epoch=step / recipe.steps_per_epoch,
+                            train_loss=float(train_loss[name][i]),
+                            loss=float(scores.loss[name][i]),
+                            correct=int(scores.correct[name][i]),
+                            total=scores.total,
+                        )
                     )
-                )
-            on_evaluation(step, scores)
+                on_evaluation(step, scores)
 
     histories = [
         History(name, groups[name].settings[i], tuple(entries))
@@ -134,9 +149,10 @@ def evaluate(
     eval_step = eval_step or jax.jit(sweep.make_eval_step(groups))
     features = _as_argument(features)
     counts = []
-    for batch in batches:
-        counts.append(eval_step(head_states, features, put(_inputs(batch, groups))))
-        jax.block_until_ready(counts[-2:-1])
+    with contextlib.closing(Feed(batches, lambda x: put(_inputs(x, groups)))) as placed:
+        for batch in placed:
+            counts.append(eval_step(head_states, features, batch))
+            jax.block_until_ready(counts[-2:-1])
     counts = jax.device_get(counts)
     total = sum(int(count["total"]) for count in counts)
     if total == 0:

@@ -22,18 +22,19 @@ from xtra_jax.training.storage import explained
 _SECONDS = 30.0  # in which network file systems show what another host has written
 
 
-def check_same_run_everywhere(config: ConfigDict, examples: int) -> None:
+def check_same_run_everywhere(config: ConfigDict, examples: int, records: str) -> None:
     """To be called by all processes of a run at its start.
 
     Args:
         examples: that this process's copy of the training set has.
+        records: a digest of which they are.
 
     Raises:
         UserError: in the process that differs from process 0, naming what differs.
     """
     if jax.process_count() == 1:
         return
-    theirs = json.loads(_text_from_the_first(json.dumps([config.to_dict(), examples])))
+    theirs = json.loads(_text_from_the_first(json.dumps([config.to_dict(), examples, records])))
     for key, (first, ours) in config_diff(from_dict(theirs[0]), config).items():
         raise UserError(
             f"process {jax.process_index()} was started with {key}={ours}, and process 0 with "
@@ -43,6 +44,11 @@ def check_same_run_everywhere(config: ConfigDict, examples: int) -> None:
         raise UserError(
             f"process {jax.process_index()} finds {examples} training images, and process 0 "
             f"{theirs[1]}: give all hosts the same copy of {config.data.dataset}"
+        )
+    if records != theirs[2]:
+        raise UserError(
+            f"process {jax.process_index()} finds other training images than process 0, or in "
+            f"another order: give all hosts the same copy of {config.data.dataset}"
         )
 
 

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator, Mapping
 import jax
 import numpy as np
 
+from xtra_jax.data.bad_images import BadImageLimit
 from xtra_jax.errors import RunFailed
-from xtra_jax.training.bad_images import BadImageLimit
 from xtra_jax.training.checkpoint import Checkpointer
 from xtra_jax.training.progress import Progress
 from xtra_jax.training.step import TrainState

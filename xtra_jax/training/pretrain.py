@@ -12,13 +12,14 @@ from clu import parameter_overview
 from ml_collections import ConfigDict
 
 from xtra_jax.config import config_diff, from_dict, model_spec, total_steps
+from xtra_jax.data.bad_images import BadImageLimit, BadImages
 from xtra_jax.data.pipeline import eval_batches, train_batches
 from xtra_jax.data.sources import Source
-from xtra_jax.data.transforms import EvalTransform, PretrainTransform
 from xtra_jax.errors import UserError
 from xtra_jax.model.flops import train_flops
 from xtra_jax.model.variants import XTRASpec
 from xtra_jax.model.xtra import abstract_params
+from xtra_jax.parallel.feed import Feed
 from xtra_jax.parallel.mesh import (
     batch_shards,
     check_batch,
@@ -30,7 +31,6 @@ from xtra_jax.parallel.overview import as_size, overview, totals
 from xtra_jax.parallel.peaks import peak_flops
 from xtra_jax.parallel.sharding import left_whole, replicated
 from xtra_jax.training.agreement import check_same_run_everywhere
-from xtra_jax.training.bad_images import BadImageLimit
 from xtra_jax.training.checkpoint import (
     Checkpointer,
     checkpoint_directory,
@@ -40,6 +40,7 @@ from xtra_jax.training.checkpoint import (
 from xtra_jax.training.loop import Meter, train
 from xtra_jax.training.progress import Progress
 from xtra_jax.training.recipe import (
+    evaluation_transform,
     execution_of,
     make_optimizer,
     make_schedule,
@@ -47,6 +48,7 @@ from xtra_jax.training.recipe import (
     open_eval_source,
     open_training_source,
     orders_of,
+    training_transform,
 )
 from xtra_jax.training.step import TrainState, init_state, make_eval_step
 from xtra_jax.training.stopping import Stop
@@ -63,6 +65,8 @@ _FIXED = (
     "loss.",
     "data.dataset",
     "data.train_split",
+    "data.mixture",
+    "data.subset",
 )
 # How the same numbers are computed may change.
 _FREE = ("model.attention", "model.scan_layers", "model.remat", "model.drop_last_block")
@@ -116,7 +120,7 @@ def pretrain(
     check_batch(config.batch_size, mesh, config.accumulate)
     check_attention(config, mesh)
     source = open_training_source(config)
-    check_same_run_everywhere(config, len(source))
+    check_same_run_everywhere(config, len(source), source.digest())
     evaluate = make_evaluation(config, spec, mesh)
     steps = total_steps(config, len(source))
     schedule = make_schedule(config, steps)
@@ -133,7 +137,7 @@ def pretrain(
         ) as checkpointer,
     ):
         stop.tell_of(checkpointer.latest_step)
-        state = start(config, spec, optimizer, mesh, len(source), checkpointer, progress)
+        state = start(config, spec, optimizer, mesh, source, checkpointer, progress)
         step = int(state.step)
         progress.note(describe(spec, mesh, config, steps))
         if show_parameters:
@@ -153,19 +157,24 @@ def pretrain(
             validation.update(evaluate(params))
             return validation
 
+        bad_images = BadImages(bad_images_file(workdir))
         with (
-            contextlib.closing(training_batches(config, spec, source, mesh, step)) as batches,
+            contextlib.closing(
+                on_devices(
+                    training_batches(config, spec, source, mesh, step, bad_images=bad_images), mesh
+                )
+            ) as batches,
             MetricWriter(workdir, step=step, active=main) as writer,
         ):
             state, step = train(
                 state,
-                on_devices(batches, mesh),
+                batches,
                 train_step,
                 first_step=step,
                 steps=steps,
                 checkpointer=checkpointer,
                 saved_with=lambda step: {
-                    "position": data_position(config, step, len(source)),
+                    "position": data_position(config, step, source),
                     "config": config.to_dict(),
                 },
                 evaluations={"validation": validate},
@@ -173,7 +182,9 @@ def pretrain(
                     config.batch_size,
                     train_flops(spec, drop_last_block=config.model.drop_last_block),
                     total_peak_flops(mesh),
-                    BadImageLimit(len(source), config.batch_size, config.data.bad_fraction),
+                    BadImageLimit(
+                        len(source), config.batch_size, config.data.bad_fraction, bad_images
+                    ),
                 ),
                 writer=writer,
                 progress=progress,
@@ -189,7 +200,7 @@ def start(
     spec: XTRASpec,
     optimizer,
     mesh,
-    examples: int,
+    source: Source,
     checkpointer: Checkpointer,
     progress: Progress,
 ) -> TrainState:
@@ -199,11 +210,19 @@ def start(
         return fresh_state(config, spec, optimizer, targets)
     changes = check_same_run(config, checkpointer.read_config(), checkpointer.directory.parent)
     state, position, _ = checkpointer.restore(targets)
-    if position["examples"] != examples:
+    now = data_position(config, int(state.step), source)
+    workdir = checkpointer.directory.parent
+    if position["examples"] != now["examples"]:
         raise UserError(
-            f"the run in {checkpointer.directory.parent} trains on {position['examples']} images, "
-            f"and {config.data.dataset} now holds {examples}: the order of its examples would "
+            f"the run in {workdir} trains on {position['examples']} images, and "
+            f"{config.data.dataset} now holds {now['examples']}: the order of its examples would "
             "change, so restore the data set or give another --workdir"
+        )
+    if position.get("records", now["records"]) != now["records"]:
+        raise UserError(
+            f"the images of {config.data.dataset} that the run in {workdir} trains on, or their "
+            "order, are no longer the same: restore the data set and the list of a subset, or give "
+            "another --workdir"
         )
     changed = f", with {'; '.join(changes)}" if changes else ""
     progress.note(f"continuing from step {int(state.step)} of {checkpointer.directory}{changed}")
@@ -241,6 +260,8 @@ def check_same_run(config: ConfigDict, saved: dict, workdir) -> list[str]:
     """
     changes = []
     for key, (theirs, ours) in config_diff(from_dict(saved), config).items():
+        if theirs is None and not ours:  # a key that did not exist when the run began
+            continue
         folder = key == "data.data_dir" and config.data.dataset == "folder"
         if folder or (key.startswith(_FIXED) and key not in _FREE):
             raise UserError(
@@ -252,30 +273,42 @@ def check_same_run(config: ConfigDict, saved: dict, workdir) -> list[str]:
 
 
 def training_batches(
-    config: ConfigDict, spec: XTRASpec, source: Source, mesh, first_step: int
+    config: ConfigDict,
+    spec: XTRASpec,
+    source: Source,
+    mesh,
+    first_step: int,
+    *,
+    bad_images: BadImages | None = None,
 ) -> Iterator[dict]:
     """This process's share of every batch from `first_step` on."""
-    data = config.data
-    transform = PretrainTransform(
-        spec.grid.image_size, tuple(data.crop_scale), tuple(data.crop_ratio), data.flip
-    )
     return train_batches(
         source,
-        transform,
+        training_transform(config, spec.grid.image_size),
         batch_size=config.batch_size,
         seed=config.seed,
         start_step=first_step,
-        num_workers=data.num_workers,
-        prefetch=data.prefetch,
+        num_workers=config.data.num_workers,
+        prefetch=config.data.prefetch,
         shards=batch_shards(mesh),
         num_shards=num_batch_shards(mesh),
+        bad_images=bad_images,
     )
 
 
-def on_devices(batches: Iterator[dict], mesh) -> Iterator[dict]:
-    """Images and weights of each batch, placed on the mesh."""
-    for batch in batches:
-        yield put_batch({"image": batch["image"], "weight": batch["weight"]}, mesh)
+def on_devices(batches: Iterator[dict], mesh) -> Feed:
+    """What the steps take of each batch, placed on the mesh ahead of time; to be closed."""
+    taken = ("image", "weight", "box")
+    return Feed(
+        batches,
+        lambda batch: put_batch({name: batch[name] for name in taken if name in batch}, mesh),
+    )
+
+
+def bad_images_file(workdir: str) -> str:
+    """Where a process lists the images that it could not use."""
+    process = jax.process_index()
+    return f"{workdir}/bad_images{f'-{process}' if process else ''}.txt"
 
 
 def make_evaluation(config: ConfigDict, spec: XTRASpec, mesh):
@@ -292,7 +325,7 @@ def make_evaluation(config: ConfigDict, spec: XTRASpec, mesh):
         ),
         out_shardings=replicated(mesh),
     )
-    transform = EvalTransform(config.data.eval_resize, spec.grid.image_size)
+    transform = evaluation_transform(config, spec.grid.image_size)
 
     def evaluate(params) -> dict[str, float]:
         batches = eval_batches(
@@ -305,9 +338,10 @@ def make_evaluation(config: ConfigDict, spec: XTRASpec, mesh):
             num_shards=num_batch_shards(mesh),
         )
         sums = []
-        for batch in on_devices(batches, mesh):
-            sums.append(step(params, batch))
-            jax.block_until_ready(sums[-2:-1])  # never more than one batch ahead of the device
+        with contextlib.closing(on_devices(batches, mesh)) as placed:
+            for batch in placed:
+                sums.append(step(params, batch))
+                jax.block_until_ready(sums[-2:-1])  # never more than one batch ahead of the device
         total, images = (sum(map(float, parts)) for parts in zip(*sums, strict=True))
         if not images:
             raise UserError(
@@ -319,10 +353,11 @@ def make_evaluation(config: ConfigDict, spec: XTRASpec, mesh):
     return evaluate
 
 
-def data_position(config: ConfigDict, step: int, examples: int) -> dict[str, int]:
+def data_position(config: ConfigDict, step: int, source: Source) -> dict[str, int | str]:
     """Where the data stream stands after a step: what fixes its order, and its next sample."""
     return {
-        "examples": examples,
+        "examples": len(source),
+        "records": source.digest(),
         "seed": config.seed,
         "next_sample": step * config.batch_size,
     }

@@ -7,7 +7,9 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from xtra_jax.config import warmup_steps
+from xtra_jax.data.randaugment import RandAugment
 from xtra_jax.data.sources import Source, open_source
+from xtra_jax.data.transforms import DeviceResizeTransform, EvalTransform, PretrainTransform
 from xtra_jax.model.execution import Execution
 from xtra_jax.model.orders import pseudo_random_orders
 from xtra_jax.model.variants import XTRASpec
@@ -19,7 +21,14 @@ from xtra_jax.training.step import Objective
 
 def open_training_source(config: ConfigDict) -> Source:
     data = config.data
-    return open_source(data.dataset, data.train_split, data.data_dir)
+    return open_source(
+        data.dataset,
+        data.train_split,
+        data.data_dir,
+        mixture=tuple(data.mixture),
+        subset=data.subset,
+        seed=config.seed,
+    )
 
 
 def open_eval_source(config: ConfigDict) -> Source | None:
@@ -28,6 +37,39 @@ def open_eval_source(config: ConfigDict) -> Source | None:
     if not data.eval_split:
         return None
     return open_source(data.eval_dataset or data.dataset, data.eval_split, data.data_dir)
+
+
+def training_crops(config: ConfigDict, image_size: int) -> PretrainTransform:
+    """What training samples of a pretraining or a probe go through on the host.
+
+    Where the device resizes, it is what the device then does as well.
+    """
+    data = config.data
+    return PretrainTransform(
+        image_size,
+        tuple(data.crop_scale),
+        tuple(data.crop_ratio),
+        data.flip,
+        RandAugment(mean=tuple(data.mean)) if data.get("randaugment") else None,
+        "exact" if resizes_on_device(config) else data.resize,
+    )
+
+
+def training_transform(
+    config: ConfigDict, image_size: int
+) -> PretrainTransform | DeviceResizeTransform:
+    """What workers do to a training sample."""
+    crops = training_crops(config, image_size)
+    return DeviceResizeTransform(crops) if resizes_on_device(config) else crops
+
+
+def resizes_on_device(config: ConfigDict) -> bool:
+    """Whether the train step resizes the crops. A probe's can't: its transform refuses."""
+    return config.data.resize == "device" and "probe" not in config
+
+
+def evaluation_transform(config: ConfigDict, image_size: int) -> EvalTransform:
+    return EvalTransform(config.data.eval_resize, image_size)
 
 
 def execution_of(config: ConfigDict, mesh: Mesh) -> Execution:

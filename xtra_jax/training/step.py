@@ -48,6 +48,16 @@ def init_state(spec: XTRASpec, optimizer: optax.GradientTransformation, key) -> 
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
 
+def squares(batch: dict, size: int) -> jax.Array:
+    """The images of a batch, uint8 [batch, size, size, 3], resized where they are canvases."""
+    if "box" in batch:
+        # Not above: the step alone has to run where Pillow isn't installed.
+        from xtra_jax.data.device_resize import resize_on_device
+
+        return resize_on_device(batch["image"], batch["box"], size)
+    return batch["image"]
+
+
 def image_losses(
     params: dict,
     images,
@@ -93,8 +103,9 @@ def make_train_step(
         orders: int [orders, blocks]: each step draws one, the pseudo-random order ablation.
 
     The batch holds `image` (uint8 [batch, size, size, 3]) and `weight` (float32 [batch]; images of
-    weight 0 count for nothing). Metrics are scalars: loss, grad_norm, update_norm, lr, and
-    images (valid ones).
+    weight 0 count for nothing). With a `box` (int32 [batch, 3]) as well, images are canvases, and
+    are resized first; see `xtra_jax.data.device_resize`. Metrics are scalars: loss, grad_norm,
+    update_norm, lr, and images (valid ones).
     """
 
     def microbatches(array):
@@ -107,15 +118,16 @@ def make_train_step(
         order = None
         if orders is not None:
             order = jnp.asarray(orders)[jax.random.randint(order_key, (), 0, len(orders))]
-        images, weight = batch["image"], batch["weight"]
+        weight = batch["weight"]
         total = jnp.maximum(weight.sum(), 1.0)
 
-        def loss_fn(params, images, weight, key):
+        def loss_fn(params, batch, key):
+            images = squares(batch, spec.grid.image_size)
             losses = image_losses(params, images, spec, objective, execution, order=order, key=key)
-            return (weight * losses).sum() / total
+            return (batch["weight"] * losses).sum() / total
 
         if accumulate == 1:
-            loss, grads = jax.value_and_grad(loss_fn)(state.params, images, weight, drop_key)
+            loss, grads = jax.value_and_grad(loss_fn)(state.params, batch, drop_key)
         else:
 
             def add(sums, microbatch):
@@ -124,9 +136,7 @@ def make_train_step(
 
             zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params))
             keys = jax.random.split(drop_key, accumulate)
-            (loss, grads), _ = jax.lax.scan(
-                add, zeros, (microbatches(images), microbatches(weight), keys)
-            )
+            (loss, grads), _ = jax.lax.scan(add, zeros, (jax.tree.map(microbatches, batch), keys))
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = {

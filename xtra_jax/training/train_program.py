@@ -11,10 +11,11 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
+from xtra_jax.data.transforms import canvas_side
 from xtra_jax.model.variants import XTRASpec
 from xtra_jax.parallel.mesh import BATCH
 from xtra_jax.parallel.sharding import replicated, shardings
-from xtra_jax.training.recipe import execution_of, objective_of, orders_of
+from xtra_jax.training.recipe import execution_of, objective_of, orders_of, resizes_on_device
 from xtra_jax.training.step import TrainState, init_state, make_train_step
 
 
@@ -34,10 +35,16 @@ def abstract_batch(config: ConfigDict, mesh: Mesh) -> dict[str, jax.ShapeDtypeSt
     """What the train step takes beside the state."""
     sharding = NamedSharding(mesh, BATCH)
     size, side = config.batch_size, config.model.image_size
-    return {
+    on_device = resizes_on_device(config)
+    if on_device:
+        side = canvas_side(side)
+    batch = {
         "image": jax.ShapeDtypeStruct((size, side, side, 3), jnp.uint8, sharding=sharding),
         "weight": jax.ShapeDtypeStruct((size,), jnp.float32, sharding=sharding),
     }
+    if on_device:
+        batch["box"] = jax.ShapeDtypeStruct((size, 3), jnp.int32, sharding=sharding)
+    return batch
 
 
 def lower_train_step(
