@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from xtra_jax.errors import RunFailed, UserError
 
 DOES_NOT_FIT = 3  # exit code of a plan whose program the chips have no memory for
-_RESUMABLE = (["pretrain"], ["demo"])
+_RESUMABLE = (["pretrain"], ["demo"], ["prepare"])
 _OVERRIDES = "any config key can be given as --config.KEY=VALUE, e.g. --config.batch_size=1024"
 
 
@@ -127,6 +127,28 @@ def _reconstruct(args, overrides) -> None:
     )
 
 
+def _inspect(args, overrides) -> None:
+    from xtra_jax.config import load
+    from xtra_jax.inspection.job import inspect
+    from xtra_jax.inspection.report import describe
+
+    config = load(args.config, overrides)
+    if args.checkpoint and "probe" not in config:
+        raise UserError(
+            f"--checkpoint names the encoder of a probe, and {args.config} is a pretraining config"
+        )
+    if args.checkpoint:
+        config.checkpoint = args.checkpoint
+    found = inspect(
+        config,
+        args.out,
+        count=args.count,
+        seconds=args.seconds,
+        workdir=args.workdir,
+    )
+    _tell(describe(found))
+
+
 def _plan(args, overrides) -> int:
     from xtra_jax.plan.job import plan, write
     from xtra_jax.plan.report import describe
@@ -141,6 +163,28 @@ def _plan(args, overrides) -> int:
     if args.out:
         write(found, args.out)
     return 0 if found["fits"] else DOES_NOT_FIT
+
+
+def _prepare(args, overrides) -> None:
+    if args.list:
+        from xtra_jax.data.prepare.listing import listing
+
+        _tell(listing(args.data_dir))
+        return
+    if not args.dataset:
+        raise UserError("name a data set with --dataset; `xtra prepare --list` shows them all")
+    from xtra_jax.data.prepare.job import prepare, wanted_name
+
+    directory = prepare(
+        args.dataset,
+        args.data_dir,
+        archives=args.archives,
+        max_side=args.max_side,
+        workers=args.workers,
+        partial=args.partial,
+    )
+    name = wanted_name(args.dataset, args.max_side)
+    _tell(f"{name} is ready in {directory}; --config.data.dataset={name} reads it")
 
 
 def _demo(args, overrides) -> None:
@@ -232,6 +276,23 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", default="reconstruction.png", metavar="FILE.png")
 
     sub = command(
+        "inspect",
+        _inspect,
+        "Show what the model will see, of a pretraining or a probe: samples with their labels and "
+        "blocks, classes, pixel statistics, unusable images, and how fast all this comes in.",
+    )
+    takes_config(sub)
+    takes_checkpoint(sub, required=False)
+    sub.add_argument("--out", default="", metavar="DIR", help="pictures, figures (inspect/NAME)")
+    sub.add_argument("--count", type=int, default=24, help="how many samples to draw (24)")
+    sub.add_argument(
+        "--seconds", type=float, default=5.0, help="how long to look at each of three things (5)"
+    )
+    sub.add_argument(
+        "--workdir", default="", metavar="DIR", help="a run to compare the input's speed with"
+    )
+
+    sub = command(
         "plan",
         _plan,
         "Compile a run's train step for accelerators that aren't here, and say whether it fits "
@@ -252,6 +313,39 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument(
         "--examples", type=int, metavar="N", help="training images, where they are not known"
+    )
+
+    sub = command("prepare", _prepare, "Build a data set as ArrayRecord, or list what can be.")
+    sub.add_argument("--dataset", default="", metavar="NAME", help="which data set")
+    sub.add_argument("--list", action="store_true", help="show all, and which are ready in DIR")
+    sub.add_argument(
+        "--data_dir",
+        "--data-dir",
+        default="",
+        metavar="DIR",
+        help="root of the data sets, also gs://... ($TFDS_DATA_DIR or ~/tensorflow_datasets)",
+    )
+    sub.add_argument(
+        "--archives",
+        default="",
+        metavar="DIR",
+        help="the folder with what was fetched by hand (downloads/manual in --data_dir)",
+    )
+    sub.add_argument(
+        "--max_side",
+        "--max-side",
+        type=int,
+        default=0,
+        metavar="PIXELS",
+        help="shrink larger images to this longer side, as the data set NAME/max_side_PIXELS",
+    )
+    sub.add_argument(
+        "--workers", type=int, default=0, metavar="N", help="processes (as many as cores)"
+    )
+    sub.add_argument(
+        "--partial",
+        action="store_true",
+        help="take a source as it is: leave out what is missing, compare no counts and checksums",
     )
 
     sub = command("demo", _demo, "Pretrain, probe and draw on real digits, in minutes on a CPU.")

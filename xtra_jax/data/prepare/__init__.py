@@ -1,0 +1,1 @@
+"""Prepares data sets as ArrayRecord: `xtra prepare`."""
