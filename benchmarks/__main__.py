@@ -9,12 +9,15 @@ import platform
 
 import jax
 
-from benchmarks import train_step
+from benchmarks import input_pipeline, train_step
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--repeats", type=int, default=15, help="timed steps per case (15)")
+    parser.add_argument(
+        "what", nargs="?", choices=("step", "input"), default="step", help="what to time (step)"
+    )
+    parser.add_argument("--repeats", type=int, default=15, help="timed turns per case (15)")
     parser.add_argument("--out", help="a JSON file for the results")
     args = parser.parse_args()
     device = jax.devices()[0]
@@ -23,11 +26,15 @@ def main() -> None:
         "processor": _processor(),
         "python": platform.python_version(),
         "jax": jax.__version__,
-        **train_step.run(args.repeats),
     }
-    for name, value in result.items():
-        if name != "spec":
-            print(f"{name:26}{value:.4g}" if isinstance(value, float) else f"{name:26}{value}")
+    if args.what == "input":
+        result |= input_pipeline.run(args.repeats)
+        input_pipeline.show(result)
+    else:
+        result |= train_step.run(args.repeats)
+        for name, value in result.items():
+            if name != "spec":
+                print(f"{name:26}{value:.4g}" if isinstance(value, float) else f"{name:26}{value}")
     if args.out:
         with open(args.out, "w") as file:
             json.dump(result, file, indent=2)
