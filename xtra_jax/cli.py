@@ -17,6 +17,8 @@ from xtra_jax.errors import RunFailed, UserError
 
 DOES_NOT_FIT = 3  # exit code of a plan whose program the chips have no memory for
 _RESUMABLE = (["pretrain"], ["demo"])
+# Commands that may change keys of the config that describes their weights.
+_OF_WEIGHTS = ("import", "features", "evaluate", "export")
 _OVERRIDES = "any config key can be given as --config.KEY=VALUE, e.g. --config.batch_size=1024"
 
 
@@ -46,12 +48,20 @@ def _run(argv: list[str]) -> int:
 
     overrides, rest = split_overrides(argv)
     args = _parser().parse_args(rest)
-    if overrides and "config" not in args:
+    if overrides and not _takes_overrides(args):
         raise UserError(
             f"xtra {args.command} takes no config, so --config.{next(iter(overrides))} "
             "would change nothing"
         )
     return args.run(args, overrides) or 0
+
+
+def _takes_overrides(args) -> bool:
+    """Whether there is a config to change: one that is named, or what describes the weights."""
+    if "config" not in args:
+        return False
+    file = os.path.isfile(getattr(args, "checkpoint", "") or "")
+    return args.config is not None or args.command in _OF_WEIGHTS or file
 
 
 def _load(args, overrides, job: str):
@@ -114,7 +124,8 @@ def _probe(args, overrides) -> None:
     with _joined(args) as group:
         from xtra_jax.probing.job import probe, summary
 
-        histories = probe(_load(args, overrides, "probe"), args.out)
+        config = _load(args, overrides, "probe")
+        histories = probe(config, args.out, encoder_config=args.encoder_config)
     if _first(group):
         _tell(summary(histories))
 
@@ -122,9 +133,111 @@ def _probe(args, overrides) -> None:
 def _reconstruct(args, overrides) -> None:
     from xtra_jax.reconstruct import reconstruct
 
-    print(
-        reconstruct(args.checkpoint, args.out, images=args.images, count=args.count, step=args.step)
+    written = reconstruct(
+        args.checkpoint,
+        args.out,
+        images=args.images,
+        count=args.count,
+        step=args.step,
+        config=args.config or "",
+        overrides=overrides,
     )
+    _tell(written)
+
+
+def _features(args, overrides) -> None:
+    with _joined(args) as group:
+        from xtra_jax.features.job import SETTINGS, extract_features
+        from xtra_jax.probing.features import FeatureSpec
+
+        opened, source, described = _opened(args, overrides, SETTINGS)
+        written = extract_features(
+            opened,
+            source,
+            args.out,
+            FeatureSpec(args.last_layers, pool=not args.tokens, norm=args.norm, raster=args.tokens),
+            described_as=described,
+            dtype=args.dtype,
+            image_size=args.image_size,
+            batch_size=args.batch_size,
+        )
+    if _first(group):
+        _tell(written.described())
+
+
+def _evaluate(args, overrides) -> None:
+    with _joined(args) as group:
+        from xtra_jax.evaluate import SETTINGS, describe, evaluate, write
+        from xtra_jax.interop.open_checkpoint import open_probe
+        from xtra_jax.probing.results import check_writable
+
+        if args.out and _first(group):
+            check_writable(args.out)
+        opened, source, described = _opened(args, overrides, SETTINGS)
+        found = evaluate(
+            opened,
+            source,
+            described_as=described,
+            per_image=args.per_image,
+            batch_size=args.batch_size,
+            image_size=args.image_size,
+            probe=None if args.probe is None else open_probe(opened, args.probe),
+        )
+        if _first(group) and args.out:
+            write(found, args.out)
+    if _first(group):
+        _tell(describe(found))
+
+
+def _import(args, overrides) -> None:
+    from xtra_jax.interop.imported import check_free, describe, write_checkpoint
+    from xtra_jax.interop.importer import import_weights
+
+    check_free(args.out)
+    imported = import_weights(
+        args.file,
+        args.config,
+        overrides,
+        leave_out=args.leave_out,
+        probe_heads=args.probe_heads,
+        probe_layers=args.probe_layers,
+    )
+    _tell(describe(imported, write_checkpoint(imported, args.out)))
+
+
+def _export(args, overrides) -> None:
+    from xtra_jax.export.job import export
+    from xtra_jax.probing.features import LINEAR, FeatureSpec
+
+    asked = FeatureSpec(args.last_layers, pool=not args.tokens, norm=args.norm, raster=args.tokens)
+    written = export(
+        args.checkpoint,
+        args.out,
+        args.format,
+        dtype=args.dtype,
+        containers=(args.container,) if args.container else (),
+        features=None if asked == LINEAR else asked,
+        config=args.config or "",
+        overrides=overrides,
+        step=args.step,
+        overwrite=args.overwrite,
+    )
+    _tell(written)
+
+
+def _opened(args, overrides, settings):
+    """The checkpoint that a command line names, its images, and what to call these."""
+    from xtra_jax.interop.open_checkpoint import open_checkpoint
+    from xtra_jax.training.one_pass import chosen_images
+
+    opened = open_checkpoint(
+        args.checkpoint,
+        config=args.config or "",
+        overrides=overrides,
+        settings=settings,
+        step=args.step,
+    )
+    return opened, *chosen_images(opened.config, args.images or (), args.dataset, args.split)
 
 
 def _plan(args, overrides) -> int:
@@ -177,8 +290,56 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument(
             "--checkpoint",
             required=required,
-            metavar="DIR",
-            help="a run's working directory, or one of its checkpoints",
+            metavar="PATH",
+            help="a run's working directory, one of its checkpoints, or a file of weights",
+        )
+
+    def takes_config_of_weights(sub):
+        sub.add_argument(
+            "--config",
+            metavar="FILE.py[:NAME]",
+            help="the pretraining config of a file of weights, where they don't tell enough",
+        )
+        sub.add_argument("--step", type=int, help="which checkpoint of a run (the newest)")
+
+    def takes_images(sub):
+        sub.epilog = (
+            "any key of the checkpoint's config can be given as --config.KEY=VALUE, e.g. "
+            "--config.data.data_dir=/data, --config.mesh.fsdp=8 or --config.model.dtype=bfloat16"
+        )
+        sub.add_argument(
+            "--images", nargs="+", metavar="PATH", help="a folder, image files, or an array (.npy)"
+        )
+        sub.add_argument(
+            "--dataset", default="", metavar="NAME", help="or a data set (the run's held-out one)"
+        )
+        sub.add_argument("--split", default="", metavar="NAME", help="of a folder or a data set")
+        sub.add_argument(
+            "--batch_size",
+            type=int,
+            default=0,
+            metavar="N",
+            help="images at once, over all devices (32 for each)",
+        )
+        sub.add_argument(
+            "--image_size",
+            type=int,
+            default=0,
+            metavar="PIXELS",
+            help="another size than the model was trained on; its positions are resized",
+        )
+
+    def takes_features(sub):
+        sub.add_argument(
+            "--last_layers",
+            type=int,
+            default=1,
+            metavar="N",
+            help="the mean of the last N layers (1)",
+        )
+        sub.add_argument("--norm", action="store_true", help="apply the encoder's final LayerNorm")
+        sub.add_argument(
+            "--tokens", action="store_true", help="every token, in raster order, not their mean"
         )
 
     def takes_processes(sub):
@@ -222,14 +383,97 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE.json",
         help="results (probes/NAME.json in the run's working directory)",
     )
+    sub.add_argument(
+        "--encoder_config",
+        default="",
+        metavar="FILE.py[:NAME]",
+        help="the pretraining config of a file of weights, where they don't tell enough",
+    )
+    takes_processes(sub)
+
+    sub = command("features", _features, "Write a frozen encoder's features of images to a file.")
+    takes_checkpoint(sub)
+    takes_config_of_weights(sub)
+    takes_images(sub)
+    sub.add_argument("--out", required=True, metavar="FILE.npz", help="or FILE.safetensors")
+    takes_features(sub)
+    sub.add_argument("--dtype", default="float32", metavar="NAME", help="or float16 (float32)")
+    takes_processes(sub)
+
+    sub = command(
+        "evaluate", _evaluate, "The pretraining loss of any checkpoint on any images, in float32."
+    )
+    takes_checkpoint(sub)
+    takes_config_of_weights(sub)
+    takes_images(sub)
+    sub.add_argument("--per_image", action="store_true", help="every image's own loss, too")
+    sub.add_argument(
+        "--probe",
+        nargs="?",
+        const="",
+        metavar="DIR",
+        help="the accuracy of the probe that came with an imported encoder, on labelled images",
+    )
+    sub.add_argument("--out", default="", metavar="FILE.json", help="write all of it there")
     takes_processes(sub)
 
     sub = command("reconstruct", _reconstruct, "Draw what a model predicts for each block.")
     takes_checkpoint(sub)
-    sub.add_argument("--step", type=int, help="which checkpoint of the run (the newest)")
+    takes_config_of_weights(sub)
     sub.add_argument("--images", default="", metavar="DIR", help="a folder (the held-out images)")
     sub.add_argument("--count", type=int, default=8, help="how many images (8)")
     sub.add_argument("--out", default="reconstruction.png", metavar="FILE.png")
+
+    sub = command(
+        "import",
+        _import,
+        "Make a checkpoint of a file of weights from elsewhere. Nothing in the file is run.",
+    )
+    sub.epilog = _OVERRIDES
+    sub.add_argument("file", metavar="FILE", help="PyTorch's .ckpt, .pt or .pth, or .safetensors")
+    sub.add_argument("--out", required=True, metavar="DIR", help="the directory to make")
+    sub.add_argument(
+        "--config",
+        metavar="FILE.py[:NAME]",
+        help="a pretraining config to hold the tensors against, where they don't tell enough",
+    )
+    sub.add_argument(
+        "--leave_out",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="tensors to pass over, such as 'teacher.*'; several times for several",
+    )
+    sub.add_argument(
+        "--probe_heads", type=int, default=16, metavar="N", help="of a probe in the file (16)"
+    )
+    sub.add_argument(
+        "--probe_layers",
+        type=int,
+        default=6,
+        metavar="N",
+        help="the encoder's last layers whose mean a probe in the file takes (6)",
+    )
+
+    sub = command("export", _export, "Write weights, or a program, for use elsewhere.")
+    takes_checkpoint(sub)
+    takes_config_of_weights(sub)
+    sub.epilog = _OVERRIDES
+    sub.add_argument(
+        "--format",
+        required=True,
+        metavar="NAME",
+        help="safetensors (this package's names), published (PyTorch), timm, or stablehlo",
+    )
+    sub.add_argument("--out", required=True, metavar="DIR", help="the folder to write")
+    sub.add_argument(
+        "--dtype", default="float32", metavar="NAME", help="or bfloat16, or float16 (float32)"
+    )
+    sub.add_argument(
+        "--container", default="", metavar="NAME", help="published: safetensors or pt only (both)"
+    )
+    takes_features(sub)
+    sub.add_argument("--overwrite", action="store_true", help="replace an export that is there")
 
     sub = command(
         "plan",
