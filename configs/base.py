@@ -71,7 +71,9 @@ def _predictor():
 def _head():
     return dict(
         hidden=6144,  # hidden width of a pixel head
-        num_tokens=1,  # m, the number of heads: head j predicts the (1 + j)-th block ahead
+        # m, the number of heads: head j predicts the (1 + j)-th block ahead. With 0 the model is an
+        # encoder alone, as imported ones may be; it can be probed and not pretrained.
+        num_tokens=1,
     )
 
 

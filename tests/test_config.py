@@ -247,6 +247,7 @@ def test_a_file_that_fails_says_in_which_line_and_why(tmp_path, line, says):
         ({"model.image_size": "250"}, "240 and 256"),
         ({"model.block_size": "16"}, "head.num_tokens=1 needs at least 2 blocks"),
         ({"head.num_tokens": "16"}, "head.num_tokens=16 needs at least 17 blocks"),
+        ({"head.num_tokens": "-1"}, "head.num_tokens=-1, and must be 0 or more"),
         ({"model.variant": "custom"}, "model.width=0"),
         ({"model.num_heads": "5"}, "does not divide model.width=768"),
         ({"predictor.num_heads": "5"}, "does not divide predictor.width=768"),

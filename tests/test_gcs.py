@@ -13,7 +13,11 @@ import time
 import pytest
 from etils import epath
 
+from tests.export.exported import golden_run
 from tests.runs import ROOT, assert_same_state, complete, free_port, saved_state, told
+from xtra_jax.errors import UserError
+from xtra_jax.export import job
+from xtra_jax.export.job import export
 
 SETTINGS = {"steps": 11, "save_every": 3}
 
@@ -75,3 +79,30 @@ def test_a_run_on_gs_is_killed_and_goes_on_as_one_on_a_disk(runs, bucket, tmp_pa
     assert files_in(remote) == {"config.json", "metrics.jsonl", "tensorboard", "checkpoints"}
     assert files_in(remote / "checkpoints") == {"9", "11"}
     assert len(files_in(remote / "tensorboard")) == 2
+
+
+@pytest.mark.slow
+def test_an_export_on_gs_is_that_on_a_disk_and_is_replaced_as_a_whole(
+    bucket, tmp_path, monkeypatch
+):
+    run, remote = golden_run(tmp_path / "run"), bucket / "out"
+    export(run, str(remote), "published")
+    export(run, str(tmp_path / "out"), "published")
+    assert files_in(remote) == {"model.safetensors", "model.pt", "README.md", "manifest.json"}
+    for file in (tmp_path / "out").iterdir():
+        assert (remote / file.name).read_bytes() == file.read_bytes()
+    with pytest.raises(UserError, match="holds an export already"):
+        export(run, str(remote), "timm")
+    export(run, str(remote), "timm", overwrite=True)
+    assert "model.pt" not in files_in(remote) and "mask.safetensors" in files_in(remote)
+
+    write_safetensors = job.write_safetensors
+
+    def full(file, *arguments, **options):
+        write_safetensors(file, *arguments, **options)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(job, "write_safetensors", full)
+    with pytest.raises(UserError, match="No space left on device"):
+        export(run, str(bucket / "none"), "timm")
+    assert not (bucket / "none").exists()

@@ -16,6 +16,7 @@ BELOW_TRAINING = {"data", "parallel", "model", "errors"}
 BELOW_INTEROP = BELOW_TRAINING | CONFIG | {"training"}
 BELOW_JOBS = BELOW_INTEROP | {"interop"}
 JOBS = {"inspection", "plan", "probing", "reconstruct"}
+OF_ENCODERS = {"features", "evaluate", "export"}  # jobs that use what probes do
 
 # Each room, and the rooms that it may import, its own apart.
 MAY_IMPORT = {
@@ -29,8 +30,10 @@ MAY_IMPORT = {
     "training": BELOW_TRAINING | CONFIG,
     "interop": BELOW_INTEROP,
     **dict.fromkeys(JOBS, BELOW_JOBS),
+    **dict.fromkeys(OF_ENCODERS, BELOW_JOBS | {"probing"}),
     "demo": BELOW_JOBS | JOBS,  # runs the other jobs one after another
-    "cli": BELOW_JOBS | JOBS | {"demo"},
+    "command_line": {"errors"},
+    "cli": {"command_line"} | BELOW_JOBS | JOBS | OF_ENCODERS | {"demo"},
     "__main__": {"cli"},
     "__init__": BELOW_JOBS | JOBS,
 }

@@ -7,17 +7,17 @@ fails is one sentence and exit code 1.
 
 from __future__ import annotations
 
-import argparse
 import functools
 import os
 import sys
 from collections.abc import Sequence
 
+from xtra_jax.command_line import DOES_NOT_FIT, make_parser
 from xtra_jax.errors import RunFailed, UserError
 
-DOES_NOT_FIT = 3  # exit code of a plan whose program the chips have no memory for
 _RESUMABLE = (["pretrain"], ["demo"], ["prepare"])
-_OVERRIDES = "any config key can be given as --config.KEY=VALUE, e.g. --config.batch_size=1024"
+# Commands that may change keys of the config that describes their weights.
+_OF_WEIGHTS = ("import", "features", "evaluate", "export")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,13 +45,21 @@ def _run(argv: list[str]) -> int:
     from xtra_jax.config import split_overrides
 
     overrides, rest = split_overrides(argv)
-    args = _parser().parse_args(rest)
-    if overrides and "config" not in args:
+    args = make_parser(_RUNS).parse_args(rest)
+    if overrides and not _takes_overrides(args):
         raise UserError(
             f"xtra {args.command} takes no config, so --config.{next(iter(overrides))} "
             "would change nothing"
         )
     return args.run(args, overrides) or 0
+
+
+def _takes_overrides(args) -> bool:
+    """Whether there is a config to change: one that is named, or what describes the weights."""
+    if "config" not in args:
+        return False
+    file = os.path.isfile(getattr(args, "checkpoint", "") or "")
+    return args.config is not None or args.command in _OF_WEIGHTS or file
 
 
 def _load(args, overrides, job: str):
@@ -114,7 +122,8 @@ def _probe(args, overrides) -> None:
     with _joined(args) as group:
         from xtra_jax.probing.job import probe, summary
 
-        histories = probe(_load(args, overrides, "probe"), args.out)
+        config = _load(args, overrides, "probe")
+        histories = probe(config, args.out, encoder_config=args.encoder_config)
     if _first(group):
         _tell(summary(histories))
 
@@ -122,9 +131,111 @@ def _probe(args, overrides) -> None:
 def _reconstruct(args, overrides) -> None:
     from xtra_jax.reconstruct import reconstruct
 
-    print(
-        reconstruct(args.checkpoint, args.out, images=args.images, count=args.count, step=args.step)
+    written = reconstruct(
+        args.checkpoint,
+        args.out,
+        images=args.images,
+        count=args.count,
+        step=args.step,
+        config=args.config or "",
+        overrides=overrides,
     )
+    _tell(written)
+
+
+def _features(args, overrides) -> None:
+    with _joined(args) as group:
+        from xtra_jax.features.job import SETTINGS, extract_features
+        from xtra_jax.probing.features import FeatureSpec
+
+        opened, source, described = _opened(args, overrides, SETTINGS)
+        written = extract_features(
+            opened,
+            source,
+            args.out,
+            FeatureSpec(args.last_layers, pool=not args.tokens, norm=args.norm, raster=args.tokens),
+            described_as=described,
+            dtype=args.dtype,
+            image_size=args.image_size,
+            batch_size=args.batch_size,
+        )
+    if _first(group):
+        _tell(written.described())
+
+
+def _evaluate(args, overrides) -> None:
+    with _joined(args) as group:
+        from xtra_jax.evaluate import SETTINGS, describe, evaluate, write
+        from xtra_jax.interop.open_checkpoint import open_probe
+        from xtra_jax.probing.results import check_writable
+
+        if args.out and _first(group):
+            check_writable(args.out)
+        opened, source, described = _opened(args, overrides, SETTINGS)
+        found = evaluate(
+            opened,
+            source,
+            described_as=described,
+            per_image=args.per_image,
+            batch_size=args.batch_size,
+            image_size=args.image_size,
+            probe=None if args.probe is None else open_probe(opened, args.probe),
+        )
+        if _first(group) and args.out:
+            write(found, args.out)
+    if _first(group):
+        _tell(describe(found))
+
+
+def _import(args, overrides) -> None:
+    from xtra_jax.interop.imported import check_free, describe, write_checkpoint
+    from xtra_jax.interop.importer import import_weights
+
+    check_free(args.out)
+    imported = import_weights(
+        args.file,
+        args.config,
+        overrides,
+        leave_out=args.leave_out,
+        probe_heads=args.probe_heads,
+        probe_layers=args.probe_layers,
+    )
+    _tell(describe(imported, write_checkpoint(imported, args.out)))
+
+
+def _export(args, overrides) -> None:
+    from xtra_jax.export.job import export
+    from xtra_jax.probing.features import LINEAR, FeatureSpec
+
+    asked = FeatureSpec(args.last_layers, pool=not args.tokens, norm=args.norm, raster=args.tokens)
+    written = export(
+        args.checkpoint,
+        args.out,
+        args.format,
+        dtype=args.dtype,
+        containers=(args.container,) if args.container else (),
+        features=None if asked == LINEAR else asked,
+        config=args.config or "",
+        overrides=overrides,
+        step=args.step,
+        overwrite=args.overwrite,
+    )
+    _tell(written)
+
+
+def _opened(args, overrides, settings):
+    """The checkpoint that a command line names, its images, and what to call these."""
+    from xtra_jax.interop.open_checkpoint import open_checkpoint
+    from xtra_jax.training.one_pass import chosen_images
+
+    opened = open_checkpoint(
+        args.checkpoint,
+        config=args.config or "",
+        overrides=overrides,
+        settings=settings,
+        step=args.step,
+    )
+    return opened, *chosen_images(opened.config, args.images or (), args.dataset, args.split)
 
 
 def _inspect(args, overrides) -> None:
@@ -193,166 +304,19 @@ def _demo(args, overrides) -> None:
     _tell(demo(_load(args, overrides, "demo"), args.workdir))
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise UserError(f"{message} (see `{self.prog} --help`)")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="xtra", description="Pretrain and probe autoregressive vision models.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    def command(name, run, text):
-        sub = commands.add_parser(name, help=text, description=text)
-        sub.set_defaults(run=run)
-        return sub
-
-    def takes_config(sub, default=None):
-        sub.epilog = _OVERRIDES
-        sub.add_argument(
-            "--config",
-            default=default,
-            required=default is None,
-            metavar="FILE.py[:NAME]",
-            help=f"the experiment{f' ({default})' if default else ''}",
-        )
-
-    def takes_checkpoint(sub, required=True):
-        sub.add_argument(
-            "--checkpoint",
-            required=required,
-            metavar="DIR",
-            help="a run's working directory, or one of its checkpoints",
-        )
-
-    def takes_processes(sub):
-        group = sub.add_argument_group(
-            "runs of several processes",
-            "The same command is started once per process. On TPU pods, under Slurm's srun and "
-            "with JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID in the "
-            "environment they find each other without these.",
-        )
-        group.add_argument(
-            "--coordinator", metavar="HOST:PORT", help="host of process 0, and a free port on it"
-        )
-        group.add_argument("--num_processes", type=int, metavar="N", help="how many there are")
-        group.add_argument("--process_id", type=int, metavar="I", help="which one this is, from 0")
-        group.add_argument(
-            "--start_timeout",
-            type=float,
-            default=300.0,
-            metavar="SECONDS",
-            help="how long they wait for each other at the start (300)",
-        )
-
-    sub = command("pretrain", _pretrain, "Train; continue by itself when WORKDIR holds a run.")
-    takes_config(sub)
-    sub.add_argument("--workdir", required=True, metavar="DIR", help="where the run is kept")
-    sub.add_argument(
-        "--stopped_exit_code",
-        type=int,
-        default=0,
-        metavar="N",
-        help="exit code after SIGTERM or SIGUSR1, which save a checkpoint and end the run (0)",
-    )
-    takes_processes(sub)
-
-    sub = command("probe", _probe, "Train probes on a frozen encoder and write their accuracies.")
-    takes_config(sub)
-    takes_checkpoint(sub, required=False)
-    sub.add_argument(
-        "--out",
-        default="",
-        metavar="FILE.json",
-        help="results (probes/NAME.json in the run's working directory)",
-    )
-    takes_processes(sub)
-
-    sub = command("reconstruct", _reconstruct, "Draw what a model predicts for each block.")
-    takes_checkpoint(sub)
-    sub.add_argument("--step", type=int, help="which checkpoint of the run (the newest)")
-    sub.add_argument("--images", default="", metavar="DIR", help="a folder (the held-out images)")
-    sub.add_argument("--count", type=int, default=8, help="how many images (8)")
-    sub.add_argument("--out", default="reconstruction.png", metavar="FILE.png")
-
-    sub = command(
-        "inspect",
-        _inspect,
-        "Show what the model will see, of a pretraining or a probe: samples with their labels and "
-        "blocks, classes, pixel statistics, unusable images, and how fast all this comes in.",
-    )
-    takes_config(sub)
-    takes_checkpoint(sub, required=False)
-    sub.add_argument("--out", default="", metavar="DIR", help="pictures, figures (inspect/NAME)")
-    sub.add_argument("--count", type=int, default=24, help="how many samples to draw (24)")
-    sub.add_argument(
-        "--seconds", type=float, default=5.0, help="how long to look at each of three things (5)"
-    )
-    sub.add_argument(
-        "--workdir", default="", metavar="DIR", help="a run to compare the input's speed with"
-    )
-
-    sub = command(
-        "plan",
-        _plan,
-        "Compile a run's train step for accelerators that aren't here, and say whether it fits "
-        f"(exit code {DOES_NOT_FIT} if not), what it needs and how long the run takes at least.",
-    )
-    takes_config(sub)
-    sub.add_argument(
-        "--topology",
-        required=True,
-        metavar="NAME",
-        help="v5e:8x8, v5p:2x2x4, h100:8, ... (one that does not exist lists all)",
-    )
-    sub.add_argument("--out", default="", metavar="FILE.json", help="write all figures there too")
-    sub.add_argument(
-        "--largest_batch",
-        action="store_true",
-        help="find the largest batch that fits, compiling twice more or so",
-    )
-    sub.add_argument(
-        "--examples", type=int, metavar="N", help="training images, where they are not known"
-    )
-
-    sub = command("prepare", _prepare, "Build a data set as ArrayRecord, or list what can be.")
-    sub.add_argument("--dataset", default="", metavar="NAME", help="which data set")
-    sub.add_argument("--list", action="store_true", help="show all, and which are ready in DIR")
-    sub.add_argument(
-        "--data_dir",
-        "--data-dir",
-        default="",
-        metavar="DIR",
-        help="root of the data sets, also gs://... ($TFDS_DATA_DIR or ~/tensorflow_datasets)",
-    )
-    sub.add_argument(
-        "--archives",
-        default="",
-        metavar="DIR",
-        help="the folder with what was fetched by hand (downloads/manual in --data_dir)",
-    )
-    sub.add_argument(
-        "--max_side",
-        "--max-side",
-        type=int,
-        default=0,
-        metavar="PIXELS",
-        help="shrink larger images to this longer side, as the data set NAME/max_side_PIXELS",
-    )
-    sub.add_argument(
-        "--workers", type=int, default=0, metavar="N", help="processes (as many as cores)"
-    )
-    sub.add_argument(
-        "--partial",
-        action="store_true",
-        help="take a source as it is: leave out what is missing, compare no counts and checksums",
-    )
-
-    sub = command("demo", _demo, "Pretrain, probe and draw on real digits, in minutes on a CPU.")
-    takes_config(sub, default="configs/demo.py")
-    sub.add_argument("--workdir", default="runs/demo", metavar="DIR", help="(runs/demo)")
-    return parser
-
+_RUNS = {
+    "prepare": _prepare,
+    "pretrain": _pretrain,
+    "probe": _probe,
+    "reconstruct": _reconstruct,
+    "features": _features,
+    "evaluate": _evaluate,
+    "inspect": _inspect,
+    "import": _import,
+    "export": _export,
+    "plan": _plan,
+    "demo": _demo,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +14,10 @@ from etils import epath
 from ml_collections import ConfigDict
 from PIL import Image, ImageDraw, ImageFont
 
-from xtra_jax.config import from_dict, model_spec
 from xtra_jax.data.pipeline import eval_batches
 from xtra_jax.data.sources import open_source
 from xtra_jax.errors import UserError
+from xtra_jax.interop.open_checkpoint import open_checkpoint
 from xtra_jax.model.grid import Grid
 from xtra_jax.model.patches import (
     denormalise_patches,
@@ -27,7 +29,6 @@ from xtra_jax.model.patches import (
 )
 from xtra_jax.model.variants import XTRASpec
 from xtra_jax.model.xtra import bind, reorder_blocks
-from xtra_jax.training.checkpoint import find_checkpoint, read_config, restore_params
 from xtra_jax.training.recipe import evaluation_transform, objective_of, open_eval_source, orders_of
 from xtra_jax.training.step import Objective
 
@@ -45,15 +46,18 @@ def reconstruct(
     images: str = "",
     count: int = 8,
     step: int | None = None,
+    config: str = "",
+    overrides: Mapping[str, Any] | None = None,
 ) -> str:
     """Draws originals, predictions and errors of a checkpoint as one PNG.
 
     Args:
-        checkpoint: a run's working directory, or a checkpoint.
+        checkpoint: a run's working directory, one of its checkpoints, or a file of weights.
         out: the PNG to write.
         images: a folder of images; those the run was validated on when empty.
         count: how many images, always the same ones of a set.
         step: which checkpoint of the run; the newest by default.
+        config: the pretraining config of a file of weights; `overrides` of it by dotted keys.
 
     Returns:
         The path written.
@@ -63,15 +67,13 @@ def reconstruct(
     """
     if count < 1:
         raise UserError(f"--count={count}, and must be at least 1")
-    path = find_checkpoint(checkpoint, step)
-    config = from_dict(read_config(path))
-    spec = model_spec(config)
-    params = restore_params(path)
-    pixels = held_out_images(config, spec, images, count)
-    predicted, given = predict_images(params, pixels, config, spec)
-    sheet = draw(
-        pixels, predicted, spec.grid, given, caption(config, f"{checkpoint}, step {path.name}")
-    )
+    opened = open_checkpoint(checkpoint, config=config, overrides=overrides, step=step)
+    opened.need_predictor("a prediction")
+    spec, described = opened.spec, opened.config
+    pixels = held_out_images(described, spec, images, count)
+    predicted, given = predict_images(opened.params, pixels, described, spec)
+    which = checkpoint if opened.path.is_file() else f"{checkpoint}, step {opened.path.name}"
+    sheet = draw(pixels, predicted, spec.grid, given, caption(described, which))
     target = epath.Path(out)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,8 @@ import json
 import jax
 import pytest
 
-from xtra_jax.cli import DOES_NOT_FIT, main
+from xtra_jax.cli import main
+from xtra_jax.command_line import DOES_NOT_FIT
 from xtra_jax.config import load, model_spec
 from xtra_jax.parallel.mesh import make_mesh
 from xtra_jax.parallel.topologies import devices_of, find_topology

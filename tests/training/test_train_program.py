@@ -10,6 +10,7 @@ import jax
 import pytest
 
 from xtra_jax.config import load, model_spec
+from xtra_jax.errors import UserError
 from xtra_jax.parallel.mesh import make_mesh
 from xtra_jax.parallel.overview import overview, totals
 from xtra_jax.parallel.program import (
@@ -63,6 +64,11 @@ def compiled_step(devices=None, **overrides):
 def fsdp():
     """The program for eight devices that share all parameters out."""
     return compiled_step(mesh__fsdp=8)
+
+
+def test_an_encoder_alone_cannot_be_pretrained():
+    with pytest.raises(UserError, match="an encoder alone, and pretraining needs at least 1"):
+        described(jax.devices()[:1], head__num_tokens=0)
 
 
 def test_each_device_holds_its_share_of_the_state_and_no_more():

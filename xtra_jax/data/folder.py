@@ -77,6 +77,10 @@ class FolderSource:
     def __len__(self) -> int:
         return len(self._files)
 
+    def key(self, index: int) -> str:
+        """Returns the name of an image: its path in the folder."""
+        return self._files[index]
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Returns `image` (the file's bytes), `label` (-1 where unknown) and `key` (its path).
 

@@ -7,6 +7,8 @@ and back is exact.
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
@@ -76,8 +78,8 @@ def published_names(spec: XTRASpec) -> dict[str, str]:
     return names
 
 
-def _from_published(path: str, tensor: np.ndarray, spec: XTRASpec, shape) -> np.ndarray:
-    """One tensor, from the published layout to our `shape`."""
+def tensor_from_published(path: str, tensor: np.ndarray, spec: XTRASpec, shape) -> np.ndarray:
+    """One tensor of the right shape, from the published layout to our path and `shape`."""
     grid = spec.grid
     if path.endswith("patch_embed/kernel"):
         return tensor.transpose(2, 3, 1, 0).reshape(shape)
@@ -93,7 +95,7 @@ def _from_published(path: str, tensor: np.ndarray, spec: XTRASpec, shape) -> np.
 
 
 def _to_published(path: str, array: np.ndarray, spec: XTRASpec) -> np.ndarray:
-    """The inverse of `_from_published`."""
+    """The inverse of `tensor_from_published`."""
     grid = spec.grid
     if path.endswith("patch_embed/kernel"):
         p = grid.patch_size
@@ -115,13 +117,31 @@ def _to_published(path: str, array: np.ndarray, spec: XTRASpec) -> np.ndarray:
     return array.reshape(-1)
 
 
+def parameter_shapes(spec: XTRASpec) -> dict[str, tuple[int, ...]]:
+    """Our path and the shape of every tensor of a model.
+
+    The layers of a stack are alike, so models of one layer each tell all: a file may claim many.
+    """
+    shallow = dataclasses.replace(
+        spec,
+        encoder=dataclasses.replace(spec.encoder, depth=1),
+        predictor=dataclasses.replace(spec.predictor, depth=1),
+    )
+    one = flatten_dict(abstract_params(shallow), sep="/")
+    shapes = {}
+    for path, leaf in one.items():
+        stack = spec.encoder if path.startswith("encoder/") else spec.predictor
+        for i in range(stack.depth if "/layers/" in path else 1):
+            shapes[path.replace("/layers/00/", f"/layers/{i:02d}/")] = leaf.shape
+    return shapes
+
+
 def published_shapes(spec: XTRASpec) -> dict[str, tuple[int, ...]]:
     """The published name and shape of every tensor of a model."""
     names = published_names(spec)
-    ours = flatten_dict(abstract_params(spec), sep="/")
     return {
-        names[path]: _to_published(path, np.empty(leaf.shape, np.bool_), spec).shape
-        for path, leaf in ours.items()
+        names[path]: _to_published(path, np.empty(shape, np.bool_), spec).shape
+        for path, shape in parameter_shapes(spec).items()
     }
 
 
@@ -145,14 +165,14 @@ def from_published(tensors: dict[str, np.ndarray], spec: XTRASpec) -> dict:
             more = f" and {len(which) - 1} more" if len(which) > 1 else ""
             raise UserError(f"the published checkpoint {what} {which[0]}{more} for this model")
     ours = {}
-    for path, expected in flatten_dict(abstract_params(spec), sep="/").items():
+    for path, expected in parameter_shapes(spec).items():
         tensor = np.asarray(tensors[names[path]])
         if tensor.shape != shapes[names[path]]:
             raise UserError(
                 f"{names[path]} has shape {list(tensor.shape)} in the published checkpoint, and "
                 f"this model needs {list(shapes[names[path]])}"
             )
-        ours[path] = _from_published(path, tensor, spec, expected.shape)
+        ours[path] = tensor_from_published(path, tensor, spec, expected)
     return unflatten_dict(ours, sep="/")
 
 

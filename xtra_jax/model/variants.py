@@ -82,7 +82,10 @@ class PredictorSpec:
 
 @dataclasses.dataclass(frozen=True)
 class HeadSpec:
-    """Sizes of the pixel heads: `num_tokens` (m) heads, head j predicts block i + 1 + j."""
+    """Sizes of the pixel heads: `num_tokens` (m) heads, head j predicts block i + 1 + j.
+
+    Without any (0), the model is an encoder alone: good for features and probes.
+    """
 
     hidden: int
     num_tokens: int = 1
@@ -104,8 +107,8 @@ class XTRASpec:
 
     def __post_init__(self):
         blocks, heads = self.encoder.grid.num_blocks, self.head.num_tokens
-        if heads < 1:
-            raise UserError(f"head.num_tokens={heads}, and must be at least 1")
+        if heads < 0:
+            raise UserError(f"head.num_tokens={heads}, and must be 0 or more")
         if blocks <= heads:
             raise UserError(
                 f"pretraining with head.num_tokens={heads} needs at least {heads + 1} blocks, and "

@@ -7,16 +7,16 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
-from xtra_jax.config import from_dict, model_spec
 from xtra_jax.errors import UserError
+from xtra_jax.interop.open_checkpoint import open_checkpoint
 from xtra_jax.model.encoder import Encoder
 from xtra_jax.model.execution import Execution
 from xtra_jax.model.grid import Grid
+from xtra_jax.model.masks import raster_order
 from xtra_jax.model.patches import normalise_patches, patchify
 from xtra_jax.model.xtra import bind_encoder
-from xtra_jax.training.checkpoint import find_checkpoint, read_config, restore_params
-from xtra_jax.training.recipe import objective_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,12 +28,27 @@ class FeatureSpec:
         average_layers: their mean; otherwise they are concatenated along the width.
         pool: mean over the tokens.
         norm: apply the encoder's final LayerNorm to each layer's output first.
+        raster: tokens in raster order, as other ViT code has them, and not in block-raster order.
     """
 
     last_layers: int = 1
     average_layers: bool = True
     pool: bool = False
     norm: bool = False
+    raster: bool = False
+
+    def check(self, depth: int) -> None:
+        """UserError unless an encoder of so many layers has these features."""
+        if not 1 <= self.last_layers <= depth:
+            raise UserError(
+                f"probe.last_layers={self.last_layers}, and the encoder has {depth} layers: ask "
+                f"for 1 to {depth}"
+            )
+
+    def shape(self, images: int, grid: Grid, width: int) -> tuple[int, ...]:
+        """The shape of the features of so many images."""
+        width = width if self.average_layers else width * self.last_layers
+        return (images, width) if self.pool else (images, grid.num_tokens, width)
 
 
 ATTENTIVE = FeatureSpec(last_layers=6)
@@ -54,17 +69,14 @@ def encoder_features(
         patches: [batch, tokens, patch_dim], all blocks present, in block-raster order.
 
     Returns:
-        [batch, tokens, width] in block-raster order, or [batch, width] when pooled; width is
-        multiplied by `last_layers` when layers are concatenated.
+        [batch, tokens, width] in block-raster order, or in raster order where that is asked for, or
+        [batch, width] when pooled; width is multiplied by `last_layers` when layers are
+        concatenated.
 
     Raises:
         UserError: the encoder has fewer layers than asked for.
     """
-    if not 1 <= features.last_layers <= encoder.spec.depth:
-        raise UserError(
-            f"probe.last_layers={features.last_layers}, and the encoder has "
-            f"{encoder.spec.depth} layers: ask for 1 to {encoder.spec.depth}"
-        )
+    features.check(encoder.spec.depth)
     outputs = encoder.layer_outputs(
         patches, last=features.last_layers, grid=grid, execution=execution
     )
@@ -72,38 +84,71 @@ def encoder_features(
         outputs = [encoder.norm(x) for x in outputs]
     outputs = [x.astype(jnp.float32) for x in outputs]
     x = sum(outputs) / len(outputs) if features.average_layers else jnp.concatenate(outputs, -1)
-    return x.mean(axis=1) if features.pool else x
+    if features.pool:
+        return x.mean(axis=1)
+    return x[:, raster_order(grid or encoder.spec.grid)] if features.raster else x
 
 
-def load_encoder(path: str, step: int | None = None):
-    """Loads a frozen encoder from a run's working directory or one of its checkpoints.
+def model_input(images, grid: Grid, mean, std):
+    """What the encoder takes: normalised patches in block-raster order.
 
     Args:
-        step: which checkpoint of the run; the newest by default.
+        images: [batch, size, size, 3], uint8; or floats, which are normalised already.
+        mean, std: of the RGB channels, for images in [0, 1].
 
     Returns:
-        A function from uint8 images [batch, size, size, 3] and a `FeatureSpec` to features, float32
-        [batch, tokens, width] in block-raster order, or [batch, width] when pooled.
+        float32 [batch, tokens, patch_dim].
+    """
+    patches = patchify(images, grid)
+    if images.dtype == jnp.uint8:
+        return normalise_patches(patches, mean, std)
+    return patches.astype(jnp.float32)
+
+
+def load_encoder(
+    path: str,
+    step: int | None = None,
+    *,
+    config: str | ConfigDict = "",
+    image_size: int = 0,
+    dtype: str = "",
+):
+    """Loads a frozen encoder from a run, a checkpoint, or a file of weights from elsewhere.
+
+    Args:
+        path: whatever --checkpoint takes, see `xtra_jax.interop.open_checkpoint`.
+        step: which checkpoint of a run; the newest by default.
+        config: the pretraining config of a file, where its tensors don't tell enough.
+        image_size: pixels per side of the images that will come, where that isn't the size the
+            encoder was trained on: its positions are resized bicubically, as published.
+        dtype: that the encoder computes in, "float32" or "bfloat16"; its config's by default.
+
+    Returns:
+        A function from images [batch, size, size, 3] and a `FeatureSpec` (`LINEAR` by default) to
+        features, float32 [batch, tokens, width], or [batch, width] when pooled. Images are uint8,
+        or float32 and normalised already. Every batch runs on jax's default device.
 
     Raises:
-        UserError: there is no such checkpoint.
+        UserError: there is no such checkpoint, or the config does not describe it.
     """
-    found = find_checkpoint(path, step)
-    config = from_dict(read_config(found))
-    spec, objective = model_spec(config), objective_of(config)
-    params = restore_params(found)["encoder"]
+    settings = {"model.dtype": dtype, "model.attention": "xla"} if dtype else {}
+    opened = open_checkpoint(path, config=config, settings=settings, step=step)
+    spec, data = opened.spec, opened.config.data
+    grid = spec.grid.resized(image_size) if image_size else spec.grid
+    params = jax.device_put(opened.params["encoder"])
 
     @partial(jax.jit, static_argnums=2)
     def extract(params, images, features):
-        patches = normalise_patches(patchify(images, spec.grid), objective.mean, objective.std)
-        return encoder_features(bind_encoder(spec, params), patches, features)
+        patches = model_input(images, grid, data.mean, data.std)
+        return encoder_features(bind_encoder(spec, params), patches, features, grid=grid)
 
     def encode(images, features: FeatureSpec = LINEAR):
-        size = spec.grid.image_size
-        if images.ndim != 4 or images.shape[1:] != (size, size, 3) or images.dtype != "uint8":
+        size = grid.image_size
+        known = images.dtype in ("uint8", "float32")
+        if images.ndim != 4 or images.shape[1:] != (size, size, 3) or not known:
             raise UserError(
-                f"the encoder takes uint8 images [batch, {size}, {size}, 3], and got "
-                f"{images.dtype} {list(images.shape)}"
+                f"the encoder takes uint8 images [batch, {size}, {size}, 3] (or float32, "
+                f"normalised already), and got {images.dtype} {list(images.shape)}"
             )
         return extract(params, images, features)
 

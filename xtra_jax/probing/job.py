@@ -8,12 +8,13 @@ from functools import partial
 import jax
 from ml_collections import ConfigDict
 
-from xtra_jax.config import from_dict, model_spec, total_steps, warmup_steps, with_encoder_input
+from xtra_jax.config import model_spec, total_steps, warmup_steps, with_encoder_input
 from xtra_jax.data.bad_images import BadImageLimit, BadImages
 from xtra_jax.data.erasing import random_erasing
 from xtra_jax.data.pipeline import eval_batches, train_batches
 from xtra_jax.data.sources import Source
 from xtra_jax.errors import UserError
+from xtra_jax.interop.open_checkpoint import open_checkpoint
 from xtra_jax.model.patches import normalise_patches, patchify, unpatchify
 from xtra_jax.model.variants import XTRASpec
 from xtra_jax.model.xtra import bind_encoder
@@ -29,7 +30,6 @@ from xtra_jax.probing.features import LINEAR, FeatureSpec, encoder_features
 from xtra_jax.probing.probe import Scores, train_probe
 from xtra_jax.probing.results import History, best_head, check_writable, write_results
 from xtra_jax.probing.sweep import HeadGroup, Recipe, Setting
-from xtra_jax.training.checkpoint import find_checkpoint, read_config, restore_params
 from xtra_jax.training.progress import Progress
 from xtra_jax.training.recipe import (
     evaluation_transform,
@@ -39,26 +39,36 @@ from xtra_jax.training.recipe import (
 )
 
 
-def probe(config: ConfigDict, out: str = "", *, progress: Progress | None = None) -> list[History]:
+def probe(
+    config: ConfigDict, out: str = "", *, encoder_config: str = "", progress: Progress | None = None
+) -> list[History]:
     """Probes the checkpoint that the config names, writes the accuracies and returns them.
 
     Args:
         out: the JSON file to write; by default `probes/<name>.json` in the run's working directory.
+        encoder_config: the pretraining config of a file of weights, where they don't tell enough.
 
     Raises:
         UserError: config, checkpoint, data and mesh don't fit together.
     """
     if not config.checkpoint:
-        raise UserError("checkpoint is empty: name a run's --workdir or one of its checkpoints")
-    path = find_checkpoint(config.checkpoint)
-    pretraining = from_dict(read_config(path))
-    if not out and path.parent.name != "checkpoints":
         raise UserError(
-            f"{path} belongs to no run's working directory: say where to write with --out"
+            "checkpoint is empty: name a run's --workdir, one of its checkpoints, or a file of "
+            "weights"
         )
-    out = out or str(path.parent.parent / "probes" / f"{config.name}.json")
-    params = restore_params(path)
-    return probe_params(config, params, pretraining, out, checkpoint=str(path), progress=progress)
+    opened = open_checkpoint(config.checkpoint, config=encoder_config)
+    if not out and opened.workdir is None:
+        raise UserError(
+            f"{opened.path} belongs to no run's working directory: say where to write with --out"
+        )
+    return probe_params(
+        config,
+        opened.params,
+        opened.config,
+        out or str(opened.workdir / "probes" / f"{config.name}.json"),
+        checkpoint=str(opened.path),
+        progress=progress,
+    )
 
 
 def probe_params(

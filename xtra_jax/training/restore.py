@@ -214,6 +214,11 @@ def _check_same_model(path: epath.Path, saved: dict, wanted: dict) -> None:
     def described(array: jax.ShapeDtypeStruct | None) -> str:
         return "absent" if array is None else f"{array.dtype} {list(array.shape)}"
 
+    if {name[0] for name in saved} == {"params"} != {name[0] for name in wanted}:
+        raise UserError(
+            f"{path} holds weights without the state of a run, as an import makes them: start a "
+            "new run from them, with --config.init_from and another --workdir"
+        )
     for name in sorted([*wanted, *saved], key=lambda name: name[0] != "params"):
         there, here = described(saved.get(name)), described(wanted.get(name))
         if there != here:

@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 from xtra_jax.data.transforms import canvas_side
+from xtra_jax.errors import UserError
 from xtra_jax.model.variants import XTRASpec
 from xtra_jax.parallel.mesh import BATCH
 from xtra_jax.parallel.sharding import replicated, shardings
@@ -22,7 +23,13 @@ from xtra_jax.training.step import TrainState, init_state, make_train_step
 def abstract_state(
     config: ConfigDict, spec: XTRASpec, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> TrainState:
-    """The shapes, dtypes and shardings of a run's state: a tree of `jax.ShapeDtypeStruct`."""
+    """The shapes, dtypes and shardings of a run's state: a tree of `jax.ShapeDtypeStruct`.
+
+    Raises:
+        UserError: the model is an encoder alone, which has no objective.
+    """
+    if not spec.head.num_tokens:
+        raise UserError("head.num_tokens=0 is an encoder alone, and pretraining needs at least 1")
     shapes = jax.eval_shape(lambda: init_state(spec, optimizer, jax.random.key(config.seed)))
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),

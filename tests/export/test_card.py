@@ -1,0 +1,97 @@
+"""The model card says what is known of the weights, and no more than that."""
+
+import json
+
+import pytest
+
+from tests.export.exported import exported, golden_run, manifest_of
+from tests.saved import save_checkpoint
+from xtra_jax.interop.imported import write_checkpoint
+from xtra_jax.interop.importer import import_weights
+from xtra_jax.interop.open_checkpoint import open_checkpoint
+from xtra_jax.training.telemetry import MetricWriter
+
+
+def card_of(folder) -> str:
+    return (folder / "README.md").read_text()
+
+
+def probe_results(step: int, correct: int) -> str:
+    last = {"correct": correct, "total": 200, "accuracy": correct / 200}
+    return json.dumps(
+        {
+            "checkpoint": f"/somewhere/run/checkpoints/{step}",
+            "best": {"linear": {"rate": 0.0015, "weight_decay": 0.0, "last": last}},
+            "config": {"data": {"dataset": "pets", "eval_dataset": "", "eval_split": "test"}},
+        }
+    )
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A checkpoint of step 1, in a run that went on to step 3."""
+    run = golden_run(tmp_path / "run")
+    with MetricWriter(run) as metrics:
+        metrics.write(0, {"validation/loss": 1.25})
+        metrics.write(1, {"loss": 0.875, "lr": 1e-3})
+        metrics.write(3, {"loss": 0.5, "validation/loss": 0.625})
+    return run
+
+
+def test_it_has_the_losses_up_to_the_checkpoint_and_not_beyond(run, tmp_path):
+    card = card_of(exported(run, tmp_path / "out", "timm"))
+    assert "| training loss | 0.875 at step 1 |" in card
+    assert "| validation loss | 1.25 at step 0 |" in card
+    assert "0.625" not in card
+    assert "| data | digits, split train |" in card and "| steps | 1, of 64 images |" in card
+
+
+def test_it_has_the_probes_and_says_of_which_step_they_are(run, tmp_path):
+    (run / "probes").mkdir()
+    (run / "probes" / "pets.json").write_text(probe_results(1, 150))
+    (run / "probes" / "later.json").write_text(probe_results(3, 160))
+    (run / "probes" / "torn.json").write_text('{"best": ')
+    card = card_of(exported(run, tmp_path / "out", "timm"))
+    assert "| linear | pets, test | 75.00% (150 of 200) | 0.0015 | 1 |" in card
+    assert "| linear | pets, test | 80.00% (160 of 200) | 0.0015 | 3 (another checkpoint) |" in card
+    assert "`probes/torn.json` holds no results of a probe." in card
+
+
+def test_it_admits_what_it_does_not_know(tmp_path):
+    opened = open_checkpoint(golden_run(tmp_path / "golden"))
+    bare = save_checkpoint(tmp_path / "bare", opened.config, opened.params)
+    card = card_of(exported(bare, tmp_path / "out", "timm"))
+    assert "No losses are known" in card and "No probe was trained on these weights" in card
+
+
+def test_weights_from_elsewhere_are_not_said_to_be_trained_as_the_config_says(run, tmp_path):
+    file = exported(run, tmp_path / "first", "published") / "model.safetensors"
+    imported = tmp_path / "imported"
+    write_checkpoint(import_weights(file), imported)
+    for source in (file, imported):
+        card = card_of(exported(source, tmp_path / f"out {source.name}", "published"))
+        assert "The weights come from `model.safetensors`" in card
+        assert "| data |" not in card and "training loss" not in card
+    digest = manifest_of(tmp_path / "first")["weights_sha256"]
+    assert f"| weights_sha256 | {digest} |" in card  # which the first export said of itself
+
+
+def test_it_has_the_digest_of_every_file_but_its_own_and_the_manifest(run, tmp_path):
+    folder = exported(run, tmp_path / "out", "published")
+    files = manifest_of(folder)["files"]
+    for name, file in files.items():
+        said = f"| `{name}` | {file['bytes']:,} | `{file['sha256']}` |" in card_of(folder)
+        assert said == (name != "README.md")
+
+
+def test_it_has_the_whole_config(run, tmp_path):
+    folder = exported(run, tmp_path / "out", "safetensors")
+    text = card_of(folder).split("```json\n")[1].split("```")[0]
+    assert json.loads(text) == manifest_of(folder)["config"]
+
+
+def test_it_is_the_same_wherever_the_run_lies(tmp_path):
+    first = exported(golden_run(tmp_path / "a" / "run"), tmp_path / "first", "timm")
+    second = exported(golden_run(tmp_path / "b" / "run"), tmp_path / "second", "timm")
+    assert card_of(first) == card_of(second)
+    assert str(tmp_path) not in card_of(first)

@@ -1,0 +1,113 @@
+"""What a run's working directory tells of a checkpoint: its losses, and what probes found."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from typing import Any
+
+from etils import epath
+
+from xtra_jax.interop.open_checkpoint import OpenCheckpoint
+from xtra_jax.training.telemetry import read_metrics
+
+
+@dataclasses.dataclass(frozen=True)
+class ProbeResult:
+    """The best head of one kind in one file of results.
+
+    Attributes:
+        file: its name.
+        kind: "attentive" or "linear".
+        dataset, split: what the accuracy was measured on.
+        step: of the checkpoint that was probed; None where that is not said.
+        rate: the learning rate that was chosen.
+        correct, total: images classified correctly, and images.
+    """
+
+    file: str
+    kind: str
+    dataset: str
+    split: str
+    step: int | None
+    rate: float
+    correct: int
+    total: int
+
+
+@dataclasses.dataclass(frozen=True)
+class History:
+    """Of one checkpoint.
+
+    Attributes:
+        step: the checkpoint's; None for a file of weights from elsewhere.
+        losses: name of a loss to the last step up to the checkpoint's at which it was logged, and
+            its value there.
+        probes: by file name.
+        unreadable: files of probe results that are none.
+        imported: what `import.json` says, where the weights came from elsewhere.
+    """
+
+    step: int | None = None
+    losses: dict[str, tuple[int, float]] = dataclasses.field(default_factory=dict)
+    probes: tuple[ProbeResult, ...] = ()
+    unreadable: tuple[str, ...] = ()
+    imported: dict[str, Any] | None = None
+
+
+def read_history(opened: OpenCheckpoint) -> History:
+    """Everything that is known; what the working directory lacks is left out.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    run = opened.workdir
+    step = int(opened.path.name) if opened.path.name.isdigit() else None
+    if run is None or step is None:
+        return History(step)
+    losses: dict[str, tuple[int, float]] = {}
+    if (run / "metrics.jsonl").exists():
+        for line in read_metrics(run):
+            for name in ("loss", "validation/loss"):
+                if name in line and line["step"] <= step:
+                    losses[name] = (int(line["step"]), line[name])
+    probes: list[ProbeResult] = []
+    unreadable = []
+    folder = run / "probes"
+    for file in sorted(folder.glob("*.json")) if folder.exists() else ():
+        try:
+            probes.extend(_probe_results(file))
+        except (ValueError, KeyError, TypeError):
+            unreadable.append(file.name)
+    return History(step, losses, tuple(probes), tuple(unreadable), _imported(run))
+
+
+def _imported(run: epath.Path) -> dict[str, Any] | None:
+    report = run / "import.json"
+    if not report.exists():
+        return None
+    try:
+        found = json.loads(report.read_text())
+    except ValueError:
+        found = {}
+    return found if isinstance(found, dict) else {}
+
+
+def _probe_results(file: epath.Path) -> list[ProbeResult]:
+    results = json.loads(file.read_text())
+    data: dict[str, Any] = results["config"]["data"]
+    found = re.search(r"/checkpoints/(\d+)/?$", results["checkpoint"])
+    return [
+        ProbeResult(
+            file.name,
+            kind,
+            data["eval_dataset"] or data["dataset"],
+            data["eval_split"],
+            int(found[1]) if found else None,
+            float(head["rate"]),
+            int(head["last"]["correct"]),
+            int(head["last"]["total"]),
+        )
+        for kind, head in results["best"].items()
+    ]

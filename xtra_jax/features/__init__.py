@@ -1,0 +1,1 @@
+"""Features of images, kept in a file."""
