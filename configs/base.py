@@ -116,9 +116,9 @@ def _data():
         mean=(0.485, 0.456, 0.406),  # of the red, green and blue channel, in [0, 1]: ImageNet's
         std=(0.229, 0.224, 0.225),
         resize="exact",  # of crops: exact, device (in the train step), or fast (see data/resize.py)
-        num_workers=-1,  # processes that decode and augment: -1 for the cores', 0 for threads
+        num_workers=-1,  # processes that decode: -1 by cores, in 1/4 of the memory; 0 for threads
         prefetch=1,  # batches that each of them keeps ready
-        bad_fraction=0.001,  # the run stops when more than this share of the images is broken
+        bad_fraction=0.001,  # share of images that may be broken (ten are always allowed); 0: none
     )
 
 

@@ -67,7 +67,7 @@ def _data():
         image_size=0,  # pixels per image side; 0 is the encoder's
         eval_resize=0,  # evaluation: pixels of the short side before the crop; 0 is the encoder's
         resize="exact",  # of crops: exact, or fast (see data/resize.py)
-        num_workers=-1,  # processes that decode and augment: -1 for the cores', 0 for threads
+        num_workers=-1,  # processes that decode: -1 by cores, in 1/4 of the memory; 0 for threads
         prefetch=1,  # batches that each of them keeps ready
-        bad_fraction=0.001,  # the run stops when more than this share of the images is broken
+        bad_fraction=0.001,  # share of images that may be broken (ten are always allowed); 0: none
     )

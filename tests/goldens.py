@@ -6,8 +6,9 @@ import functools
 from pathlib import Path
 
 import numpy as np
+from flax.traverse_util import unflatten_dict
 
-from xtra_jax.interop.published import from_published
+from xtra_jax.interop.published import parameter_shapes, published_names, tensor_from_published
 from xtra_jax.model.grid import Grid
 from xtra_jax.model.patches import patchify
 from xtra_jax.model.variants import EncoderSpec, HeadSpec, PredictorSpec, XTRASpec
@@ -34,6 +35,17 @@ def tiny_spec(block_size: int = 2, num_tokens: int = 1, **changes) -> XTRASpec:
         HeadSpec(hidden=96, num_tokens=num_tokens),
         **changes,
     )
+
+
+def from_published(tensors: dict[str, np.ndarray], spec: XTRASpec) -> dict:
+    """Published tensors to our parameters: nested dicts, of the arrays' own dtype."""
+    names = published_names(spec)
+    assert set(tensors) == set(names.values())
+    ours = {
+        path: tensor_from_published(path, tensors[names[path]], spec, shape)
+        for path, shape in parameter_shapes(spec).items()
+    }
+    return unflatten_dict(ours, sep="/")
 
 
 def params_of(name: str, spec: XTRASpec) -> dict:

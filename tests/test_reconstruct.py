@@ -2,13 +2,15 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests import goldens
 from xtra_jax.config import load
+from xtra_jax.errors import UserError
 from xtra_jax.model.orders import pseudo_random_orders
 from xtra_jax.model.patches import normalise_patches, patchify, to_blocks
 from xtra_jax.model.xtra import bind, reorder_blocks
-from xtra_jax.reconstruct import caption, draw, predict_images
+from xtra_jax.reconstruct import caption, draw, held_out_images, predict_images
 
 SPEC = goldens.tiny_spec()
 GRID = SPEC.grid
@@ -89,3 +91,30 @@ def test_a_sheet_holds_the_image_the_prediction_and_the_error(images):
     error = np.minimum(2 * images[0][:32].astype(int), 255)
     np.testing.assert_allclose(rows[2][1:96:3, 1::3], error, atol=1)
     assert (rows[1][48, 48:96] == (255, 170, 0)).all()
+
+
+def as_rows(images):
+    """The images in an order of their own."""
+    return np.sort(images.reshape(len(images), -1), axis=0)
+
+
+@pytest.mark.parametrize("form", ["folder", "files", "pixels", "normalised"])
+def test_images_of_the_models_size_are_drawn_as_they_are_from_every_form(images, tmp_path, form):
+    settings = config(**{"data.eval_resize": 80})
+    paths = [str(tmp_path / "images" / f"{i}.png") for i in range(len(images))]
+    (tmp_path / "images").mkdir()
+    for path, image in zip(paths, images, strict=True):
+        Image.fromarray(image).save(path)
+    mean, std = (np.array(settings.data[name], np.float32) for name in ("mean", "std"))
+    np.save(tmp_path / "pixels.npy", images)
+    np.save(tmp_path / "normalised.npy", ((images / 255 - mean) / std).astype(np.float32))
+    given = {"folder": str(tmp_path / "images"), "files": paths}
+    found = held_out_images(settings, SPEC, given.get(form, str(tmp_path / f"{form}.npy")), 8)
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(as_rows(found), as_rows(images))
+
+
+def test_one_image_that_cannot_be_read_is_one_sentence(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"nothing")
+    with pytest.raises(UserError, match="the only image cannot be read"):
+        held_out_images(config(**{"data.eval_resize": 80}), SPEC, str(tmp_path / "a.png"), 8)

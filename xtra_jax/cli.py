@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from xtra_jax.command_line import DOES_NOT_FIT, make_parser
 from xtra_jax.errors import RunFailed, UserError
 
-_RESUMABLE = (["pretrain"], ["demo"], ["prepare"])
+# What the same command continues after an interruption.
+_CONTINUED = {"pretrain": " the run", "demo": " the run", "prepare": ""}
 # Commands that may change keys of the config that describes their weights.
 _OF_WEIGHTS = ("import", "features", "evaluate", "export")
 
@@ -36,7 +37,8 @@ def _described(error: BaseException, command: list[str]) -> tuple[int, str] | No
     if isinstance(error, (UserError, RunFailed)):
         return 2 if isinstance(error, UserError) else 1, f"xtra: {error}"
     if isinstance(error, KeyboardInterrupt):
-        resumes = "; the same command continues the run" if command in _RESUMABLE else ""
+        continued = _CONTINUED.get(command[0]) if command else None
+        resumes = f"; the same command continues{continued}" if continued is not None else ""
         return 130, f"\nxtra: interrupted{resumes}"
     return None
 

@@ -172,7 +172,13 @@ def make_parser(runs: Mapping[str, Callable]) -> argparse.ArgumentParser:
     sub = command("reconstruct", "Draw what a model predicts for each block.")
     takes_checkpoint(sub)
     takes_config_of_weights(sub)
-    sub.add_argument("--images", default="", metavar="DIR", help="a folder (the held-out images)")
+    sub.add_argument(
+        "--images",
+        nargs="+",
+        default=[],
+        metavar="PATH",
+        help="a folder, image files or an array .npy (the held-out images)",
+    )
     sub.add_argument("--count", type=int, default=8, help="how many images (8)")
     sub.add_argument("--out", default="reconstruction.png", metavar="FILE.png")
 
@@ -294,7 +300,7 @@ def make_parser(runs: Mapping[str, Callable]) -> argparse.ArgumentParser:
     sub.add_argument(
         "--partial",
         action="store_true",
-        help="take a source as it is: leave out what is missing, compare no counts and checksums",
+        help="take a source, or a prepared set, as it is: compare no counts and checksums",
     )
 
     sub = command("demo", "Pretrain, probe and draw on real digits, in minutes on a CPU.")

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xtra_jax.data.images import UnlessOfSize, key_of
+from xtra_jax.data.images import UnlessOfSize, key_of, none_readable
 from xtra_jax.data.sources import Source
 from xtra_jax.data.transforms import EvalTransform
 from xtra_jax.errors import RunFailed, UserError
@@ -119,7 +119,7 @@ def evaluate(
     found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     usable = found["weight"] > 0
     if not usable.any():
-        raise UserError(f"none of the {len(source)} images can be read")
+        raise UserError(none_readable(len(source)))
     return {
         "checkpoint": os.fspath(checkpoint.path),
         "weights_sha256": weights_sha256(checkpoint.params),

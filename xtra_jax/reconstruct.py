@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,7 @@ from etils import epath
 from ml_collections import ConfigDict
 from PIL import Image, ImageDraw, ImageFont
 
-from xtra_jax.data.pipeline import eval_batches
+from xtra_jax.data.images import UnlessOfSize, each_image, none_readable, open_images
 from xtra_jax.data.sources import open_source
 from xtra_jax.errors import UserError
 from xtra_jax.interop.open_checkpoint import open_checkpoint
@@ -43,7 +43,7 @@ def reconstruct(
     checkpoint: str,
     out: str,
     *,
-    images: str = "",
+    images: str | Sequence[str] = "",
     count: int = 8,
     step: int | None = None,
     config: str = "",
@@ -54,7 +54,8 @@ def reconstruct(
     Args:
         checkpoint: a run's working directory, one of its checkpoints, or a file of weights.
         out: the PNG to write.
-        images: a folder of images; those the run was validated on when empty.
+        images: a folder, an array (.npy), or image files; those the run was validated on when
+            empty.
         count: how many images, always the same ones of a set.
         step: which checkpoint of the run; the newest by default.
         config: the pretraining config of a file of weights; `overrides` of it by dotted keys.
@@ -84,32 +85,45 @@ def reconstruct(
     return os.fspath(target)
 
 
-def held_out_images(config: ConfigDict, spec: XTRASpec, images: str, count: int) -> np.ndarray:
-    """uint8 [count, size, size, 3], as validation sees them; broken images are left out."""
+def held_out_images(
+    config: ConfigDict, spec: XTRASpec, images: str | Sequence[str], count: int
+) -> np.ndarray:
+    """uint8 [count, size, size, 3], as validation sees them; broken images are left out.
+
+    Those of the model's size are not resampled. An array that is normalised already becomes pixels
+    again, by the config's mean and spread.
+
+    Args:
+        images: as for `reconstruct`.
+    """
     if images:
-        source = open_source(f"folder:{images}", "all")
+        source = open_images([images] if isinstance(images, str) else images)
     else:
         source = open_eval_source(config) or open_source(
             config.data.dataset, config.data.train_split, config.data.data_dir
         )
-    transform = evaluation_transform(config, spec.grid.image_size)
+    transform = UnlessOfSize(evaluation_transform(config, spec.grid.image_size))
     # Drawn, because neighbours in a data set are often alike; with a fixed seed, so that pictures
     # of two checkpoints show the same images.
     chosen = _Chosen(source, np.random.default_rng(0).permutation(len(source))[:count])
-    (batch,) = eval_batches(chosen, transform, batch_size=len(chosen))
+    (batch,) = each_image(chosen, transform, batch_size=len(chosen))
     readable = batch["image"][batch["weight"] > 0]
     if not len(readable):
-        raise UserError(
-            f"none of the {len(chosen)} images chosen from {images or 'the set'} can be read"
-        )
-    return readable
+        raise UserError(none_readable(len(chosen)))
+    if readable.dtype == np.uint8:
+        return readable
+    pixels = readable * np.asarray(config.data.std) + np.asarray(config.data.mean)
+    return np.round(255 * np.clip(pixels, 0, 1)).astype(np.uint8)
 
 
 class _Chosen:
-    """A few records of a source."""
+    """A few records of a source; see `each_image` for arrays that are normalised already."""
 
     def __init__(self, source, indices):
         self._source, self._indices = source, indices
+        self.normalised = getattr(source, "normalised", False)
+        if self.normalised:
+            self.array = source.array[indices]
 
     def __len__(self):
         return len(self._indices)

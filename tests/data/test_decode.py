@@ -1,6 +1,7 @@
 import io
 import resource
 import struct
+import time
 import tracemalloc
 import zlib
 
@@ -245,6 +246,33 @@ def test_a_jpeg_of_endlessly_many_scans_is_refused(picture, encode, monkeypatch,
     last = data.rindex(b"\xff\xda")
     with pytest.raises(BadImage, match="more than 100 scans"):
         decode(data[:last] + data[last:-2] * 100 + data[-2:])
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_what_follows_a_jpeg_is_not_taken_for_scans(picture, encode, monkeypatch, fast):
+    if not fast:
+        monkeypatch.setattr(decoding, "simplejpeg", None)
+    thumbnail = b"\xff\xda" * 200
+    for options in ({}, {"progressive": True}, {"exif": b"Exif\0\0" + thumbnail}):
+        data = encode(picture(64, 64), "JPEG", **options)
+        film = np.random.default_rng(0).bytes(10_000_000)
+        assert film.count(b"\xff\xda") > 100
+        begin = time.monotonic()
+        np.testing.assert_array_equal(decode(data + film), decode(data))
+        assert time.monotonic() - begin < 5
+
+
+def test_scans_and_segments_cannot_hide_from_being_counted(picture, encode):
+    data = encode(picture(32, 32), "JPEG", progressive=True)
+    last = data.rindex(b"\xff\xda")
+    hidden = b"\xff\x02\xff\xff"  # no segment: decoders look for the next marker behind it
+    with pytest.raises(BadImage, match="more than 100 scans"):
+        decode(data[:last] + hidden + data[last:-2] * 500 + data[-2:])
+    comments = b"\xff\xfe\x00\x02" * 1_000_000
+    begin = time.monotonic()
+    with pytest.raises(BadImage, match="more than 100 scans"):
+        decode(data[:2] + comments + data[2:] + b"\xff\xda" * 200)
+    assert time.monotonic() - begin < 5
 
 
 def test_the_decoder_says_what_it_is(monkeypatch):

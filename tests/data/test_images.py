@@ -91,8 +91,14 @@ def test_what_cannot_be_opened_is_one_sentence(tmp_path, folder):
     with pytest.raises(UserError, match="--split=train is of a data set or a folder"):
         open_images([str(folder / "a" / "1.png")], "train")
     (tmp_path / "torn.npy").write_bytes(b"\x93NUMPY\x01\x00v\x00{'descr'")
-    with pytest.raises(UserError, match="cannot be read"):
-        open_images([str(tmp_path / "torn.npy")])
+    (tmp_path / "zip.npy").write_bytes(b"PK\x03\x04 and no more")
+    for name in ("torn.npy", "zip.npy"):
+        with pytest.raises(UserError, match="cannot be read"):
+            open_images([str(tmp_path / name)])
+    np.savez(tmp_path / "several.npz", PIXELS)
+    (tmp_path / "several.npz").rename(tmp_path / "several.npy")
+    with pytest.raises(UserError, match=r"several.npy is an archive of arrays \(.npz\)"):
+        open_images([str(tmp_path / "several.npy")])
 
 
 def test_an_image_of_the_models_size_is_not_resampled_and_others_are_as_in_validation():

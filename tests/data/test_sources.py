@@ -94,6 +94,32 @@ def test_a_set_that_is_not_prepared_says_where_it_was_looked_for_and_what_to_do(
     assert "xtra prepare --dataset imagenet2012" in message
 
 
+@pytest.mark.parametrize(
+    "dataset, told",
+    [
+        ("imagenet2021", r"knows none of that name \(did you mean imagenet2012\?\)"),
+        ("eurosat", r"did you mean eurosat/rgb\?"),
+        ("mnist", r"knows none of that name: .* that TFDS has prepared as array_record"),
+        ("cifar10:9.9.9", "`xtra prepare --dataset cifar10 --data_dir"),
+        ("fmow/max_side_512", "`xtra prepare --dataset fmow --max_side 512 --data_dir"),
+    ],
+)
+def test_only_names_that_can_be_prepared_are_told_to_be(dataset, told, tmp_path):
+    with pytest.raises(UserError, match=told) as error:
+        open_source(dataset, "train", str(tmp_path))
+    assert ("xtra prepare --dataset" in str(error.value)) == told.startswith("`")
+
+
+def test_a_folder_with_a_comma_in_its_path_is_told_where_to_put_it(tmp_path, encode):
+    folder = tmp_path / "a,b"
+    folder.mkdir()
+    (folder / "1.png").write_bytes(encode(np.zeros((2, 2, 3), np.uint8)))
+    told = "commas separate data sets, .* goes in data.data_dir, with data.dataset=folder"
+    with pytest.raises(UserError, match=told):
+        open_source(f"folder:{folder}", "all")
+    assert len(open_source("folder", "all", str(folder))) == 1
+
+
 def test_an_unknown_split_is_named_with_those_there_are(root):
     with pytest.raises(UserError, match=r"'test'.*its splits are train, validation"):
         open_source("shades", "test", root)

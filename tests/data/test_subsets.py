@@ -3,7 +3,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from tests.test_gcs import bucket  # noqa: F401
 from xtra_jax.data import record_index
+from xtra_jax.data.decode import BadImage
 from xtra_jax.data.sources import open_source
 from xtra_jax.data.subsets import Subset
 from xtra_jax.errors import UserError
@@ -62,6 +64,22 @@ def test_a_list_chooses_the_records_it_names_in_the_sources_order(folder, tmp_pa
     assert keys(source) == ["common/07.png", "rare/00.png", "rare/30.png"]
 
 
+def test_a_list_may_begin_with_a_byte_order_mark_and_lie_at_home(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "list.txt").write_bytes("\ufeffrare/30.png\r\ncommon/07.png\r\n".encode())
+    source = open_source(f"folder:{folder}", "all", subset="list:~/list.txt")
+    assert keys(source) == ["common/07.png", "rare/30.png"]
+
+
+@pytest.mark.slow
+def test_a_list_may_lie_in_a_bucket(folder, bucket):  # noqa: F811
+    (bucket / "list.txt").write_text("rare/30.png\n")
+    source = open_source(f"folder:{folder}", "all", subset="list:gs://bucket/list.txt")
+    assert keys(source) == ["rare/30.png"]
+    with pytest.raises(UserError, match="list:gs://bucket/none.txt cannot be read"):
+        open_source(f"folder:{folder}", "all", subset="list:gs://bucket/none.txt")
+
+
 @pytest.mark.parametrize(
     "subset, message",
     [
@@ -80,7 +98,8 @@ def test_a_subset_that_means_nothing_is_refused(folder, subset, message):
 def test_names_that_the_data_set_lacks_are_counted_and_the_first_one_named(folder, tmp_path):
     listed = tmp_path / "list.txt"
     listed.write_text("rare/30.png\nrare/99.png\nrare/98.png\n")
-    with pytest.raises(UserError, match="2 of the 3 names .*'common/.*first is 'rare/98.png'"):
+    told = "2 of the 3 names .* not among the 60 images of this split.*'common/.*'rare/98.png'"
+    with pytest.raises(UserError, match=told):
         open_source(f"folder:{folder}", "all", subset=f"list:{listed}")
 
 
@@ -105,6 +124,33 @@ def test_labels_of_a_prepared_set_are_read_once_and_kept_until_it_changes(tmp_pa
     info.write_text(info.read_text().replace('"1.0.0"', '"1.0.1"'))
     np.testing.assert_array_equal(part(), first)
     assert len(reads) == 1
+
+
+def test_labels_are_not_kept_where_some_could_not_be_read(tmp_path, monkeypatch, capfd):
+    source = open_source("digits", "train", str(tmp_path))
+    read = type(source).__getitem__
+    torn = {3, 5}
+
+    def reads(self, index):
+        if index in torn:
+            raise BadImage("torn")
+        return read(self, index)
+
+    monkeypatch.setattr(type(source), "__getitem__", reads)
+    assert (record_index.index_of(source).labels == -1).sum() == 2
+    assert "2 of 1,442 records could not be read" in capfd.readouterr().err
+    assert not list(tmp_path.glob("digits/*/.records-*"))
+    torn.clear()
+    assert (record_index.index_of(source).labels >= 0).all()
+    assert list(tmp_path.glob("digits/*/.records-*"))
+
+
+def test_labels_that_were_kept_with_some_unread_are_read_again(tmp_path):
+    source = open_source("digits", "train", str(tmp_path))
+    known = record_index.index_of(source)
+    known.keys[3], known.labels[3] = b"", -1
+    record_index._keep(record_index.epath.Path(source.index_file()), source.digest(), known)
+    assert (record_index.index_of(source).labels >= 0).all()
 
 
 def test_a_broken_file_of_kept_labels_is_made_anew(tmp_path):

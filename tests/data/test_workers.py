@@ -216,8 +216,68 @@ def test_workers_are_chosen_from_the_cores_at_hand(cores, quota, expected, monke
     assert workers.default_workers() == expected
 
 
+SLURM = {"SLURM_STEP_TASKS_PER_NODE": "8(x2),3", "SLURM_CPUS_ON_NODE": "64"}
+
+
+@pytest.mark.parametrize(
+    ("usable", "variables", "expected"),
+    [
+        (64, {"LOCAL_WORLD_SIZE": "8"}, 7),
+        (64, {"LOCAL_WORLD_SIZE": "many"}, 32),
+        (64, SLURM | {"SLURM_NODEID": "1"}, 7),
+        (64, SLURM | {"SLURM_NODEID": "2"}, 20),
+        (8, SLURM | {"SLURM_NODEID": "0"}, 7),  # bound to cores of its own
+        (64, SLURM | {"SLURM_NODEID": "9"}, 32),
+        (16, {"SLURM_STEP_TASKS_PER_NODE": "2"}, 7),
+        (64, {"OMPI_COMM_WORLD_LOCAL_SIZE": "4"}, 15),
+        (16, {"OMPI_COMM_WORLD_LOCAL_SIZE": "4"}, 15),
+        (4, {"LOCAL_WORLD_SIZE": "8"}, 0),
+    ],
+)
+def test_processes_of_a_run_on_one_host_share_its_cores(usable, variables, expected, monkeypatch):
+    for name in ("LOCAL_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", *SLURM, "SLURM_NODEID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(usable)))
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(workers, "_quota", lambda: float("inf"))
+    assert workers.default_workers() == expected
+
+
+def test_batches_of_the_default_workers_take_a_quarter_of_the_memory_at_most(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(17)))
+    monkeypatch.setattr(workers, "_quota", lambda: float("inf"))
+    monkeypatch.setattr(workers, "_memory", lambda: 64e9)
+    assert workers.default_workers(400_000_000, prefetch=1) == 16
+    assert workers.default_workers(800_000_000, prefetch=1) == 10
+    assert workers.default_workers(800_000_000, prefetch=3) == 5
+    assert workers.default_workers(20_000_000_000, prefetch=1) == 0
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert workers.default_workers(800_000_000, prefetch=1) == 5
+
+
+@pytest.mark.parametrize(
+    ("file", "text"), [("memory.max", "1000\n"), ("memory/memory.limit_in_bytes", "1000\n")]
+)
+def test_a_containers_memory_is_known(file, text, tmp_path):
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text("max\n")
+    machine = workers._memory(str(tmp_path))
+    assert 1e8 < machine < 1e15
+    (tmp_path / file).write_text(text)
+    assert workers._memory(str(tmp_path)) == 1000
+
+
+def test_the_pipeline_tells_what_a_batch_takes(encode, monkeypatch):
+    told = []
+    monkeypatch.setattr("xtra_jax.data.pipeline.default_workers", lambda *how: told.append(how))
+    next(batches_of(Greys(encode), -1, prefetch=3))
+    assert told == [(4 * (4 * 4 * 3 + 4 + 4 + 8), 3)]
+
+
 def test_minus_one_worker_means_those(encode, monkeypatch):
-    monkeypatch.setattr("xtra_jax.data.pipeline.default_workers", lambda: 1)
+    monkeypatch.setattr("xtra_jax.data.pipeline.default_workers", lambda *_: 1)
     with contextlib.closing(batches_of(Greys(encode), -1)) as batches:
         next(batches)
         assert len(workers_of(os.getpid())) == 1

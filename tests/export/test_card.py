@@ -2,10 +2,14 @@
 
 import json
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from tests.export.exported import exported, golden_run, manifest_of
-from tests.saved import save_checkpoint
+from tests.interop.weights import as_aim, as_vit, tensors
+from tests.saved import golden_config, save_checkpoint, save_golden_probe
+from xtra_jax.export.job import export
 from xtra_jax.interop.imported import write_checkpoint
 from xtra_jax.interop.importer import import_weights
 from xtra_jax.interop.open_checkpoint import open_checkpoint
@@ -95,3 +99,54 @@ def test_it_is_the_same_wherever_the_run_lies(tmp_path):
     second = exported(golden_run(tmp_path / "b" / "run"), tmp_path / "second", "timm")
     assert card_of(first) == card_of(second)
     assert str(tmp_path) not in card_of(first)
+
+
+def imported_run(tmp_path, named, **flags):
+    file, out = tmp_path / "file.safetensors", tmp_path / "imported"
+    save_file({name: np.ascontiguousarray(tensor) for name, tensor in named.items()}, file)
+    imported = import_weights(file, overrides={"model.num_heads": 3}, **flags)
+    write_checkpoint(imported, out)
+    return file, out
+
+
+@pytest.mark.parametrize(("names", "whose"), [(as_vit, "timm's Vis"), (as_aim, "AIM; how")])
+def test_an_encoder_of_others_is_not_said_to_be_pretrained_as_ours(tmp_path, names, whose):
+    file, imported = imported_run(tmp_path, names(tensors()))
+    ours = exported(imported, tmp_path / "ours", "safetensors")
+    overrides = {"model.num_heads": 3, "model.block_size": 8}
+    again = exported(ours / "model.safetensors", tmp_path / "again", "timm", overrides=overrides)
+    first = exported(file, tmp_path / "first", "timm", overrides=overrides)
+    for folder in (ours, again, first):
+        card = card_of(folder)
+        assert f"came with the tensor names of {whose}" in card and "XTRA" not in card
+        assert "1, of 8 x 8 tokens; a token attends to every other" in card
+        assert "never trained" not in card and "block causal mask" not in card
+    assert "timm's model gives the same features without it" in card_of(again)
+
+    overrides["model.block_size"] = 2
+    masked = card_of(exported(file, tmp_path / "masked", "timm", overrides=overrides))
+    assert "which gives other features than the mask" in masked and "never trained" not in masked
+
+
+def test_our_encoder_stays_ours_under_the_names_of_timm(run, tmp_path):
+    folder = exported(run, tmp_path / "timm", "timm")
+    overrides = {"model.num_heads": 3, "model.block_size": 2}
+    card = card_of(
+        exported(folder / "model.safetensors", tmp_path / "out", "timm", overrides=overrides)
+    )
+    assert "pretrained by predicting images block by block" in card
+    assert "which this encoder was never trained for" in card
+
+
+def test_a_probe_that_came_along_is_said_to_be_left_out(tmp_path):
+    file = save_golden_probe(tmp_path / "probe.safetensors", "att")
+    config = golden_config()
+    write_checkpoint(import_weights(file, config, probe_heads=4, probe_layers=2), tmp_path / "run")
+    for number, checkpoint in enumerate((file, tmp_path / "run")):
+        out = tmp_path / f"out{number}"
+        given = {} if number else {"config": config}
+        said = export(checkpoint, str(out), "safetensors", **given)
+        assert "the probe that came with these weights is not exported" in said
+        card = card_of(out)
+        assert "A trained probe came with these weights; it is not part of this" in card
+        assert "No probe was trained" not in card

@@ -1,15 +1,20 @@
 """An export is whole, says what it is, stands in nobody's way, and comes back as it was."""
 
 import json
+import os
 import shutil
+import sys
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from etils import epath
 from safetensors import safe_open
 
 from tests import goldens
 from tests.export.exported import check_manifest, exported, golden_run, manifest_of
+from tests.runs import ROOT
 from tests.saved import golden_config, save_checkpoint
 from xtra_jax.cli import main
 from xtra_jax.config import load, model_spec
@@ -48,12 +53,16 @@ def test_the_published_layout_holds_every_golden_tensor_and_nothing_else(
 
 
 @pytest.mark.parametrize("format", ["safetensors", "published"])
-def test_an_export_comes_back_as_the_same_model_with_the_same_config(run, tmp_path, format):
+def test_an_export_comes_back_as_the_same_model_described_as_it_was(run, tmp_path, format):
     folder = exported(run, tmp_path / "out", format)
     before = open_checkpoint(run)
     for file in folder.glob("model.*"):
         back = import_weights(file)
-        assert back.config.to_dict() == before.config.to_dict()
+        ours, theirs = before.config.to_dict(), back.config.to_dict()
+        for room in ("model", "predictor", "head", "loss"):
+            assert theirs[room] == ours[room]
+        for key in ("mean", "std", "eval_resize"):
+            assert theirs["data"][key] == ours["data"][key]
         assert weights_sha256(back.params) == manifest_of(folder)["weights_sha256"]
         assert jax.tree.structure(back.params) == jax.tree.structure(before.params)
         jax.tree.map(np.testing.assert_array_equal, back.params, before.params)
@@ -196,7 +205,7 @@ def test_what_a_killed_export_left_is_cleared_away(run, tmp_path):
         (["--format=published", "--container=ckpt"], "--container=ckpt is not a choice"),
         (["--format=timm", "--container=pt"], "--container is for --format=published"),
         (["--format=timm", "--tokens"], "say what a program gives (--format=stablehlo)"),
-        (["--format=stablehlo", "--last_layers=4"], "the encoder has 3 layers"),
+        (["--format=stablehlo", "--last_layers=4"], "xtra: last_layers=4, and the encoder"),
         (["--format=timm", "--step=7"], "no checkpoint of step 7, only of 1"),
         (["--format=timm", "--config.model.image_size=60"], "not a multiple of model.patch_size"),
     ],
@@ -219,6 +228,69 @@ def test_the_command_line_says_what_it_wrote(run, tmp_path, capsys, format):
     check_manifest(out)
     for name, file in manifest_of(out)["files"].items():
         assert f"{file['bytes']:,} bytes" in said and name in said
+
+
+def test_a_link_stays_one_and_leads_to_the_export(run, tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "out")
+    for overwrite in (False, True):
+        export(run, str(tmp_path / "link"), "timm", overwrite=overwrite)
+        check_manifest(tmp_path / "out")
+        assert (tmp_path / "link").is_symlink()
+        assert {path.name for path in tmp_path.iterdir()} == {"link", "out"}
+
+
+def test_what_a_killed_export_was_about_to_replace_is_put_back(run, tmp_path):
+    folder = exported(run, tmp_path / "out", "published")
+    folder.rename(tmp_path / "out.xtra-export-old")
+    with pytest.raises(UserError, match="holds an export already"):
+        export(run, str(folder), "timm")
+    check_manifest(folder)
+    exported(run, folder, "timm", overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_an_export_that_cannot_take_its_place_leaves_what_was_there(run, tmp_path, monkeypatch):
+    folder = exported(run, tmp_path / "out", "published")
+    before, rename = contents(folder), Path.rename
+
+    def fail(path, target):
+        if str(path).endswith("-tmp"):
+            raise OSError("the disk is gone")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    monkeypatch.setattr(type(epath.Path(".")), "rename", fail)
+    with pytest.raises(UserError, match="the disk is gone"):
+        export(run, str(folder), "timm", overwrite=True)
+    assert contents(folder) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("out", [".", "..", "../here"])
+def test_the_current_folder_is_not_moved_away(run, tmp_path, monkeypatch, out):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(UserError, match="name a folder other than the current one"):
+        export(run, out, "timm")
+    assert [path.name for path in tmp_path.rglob("*")] == ["here"]
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_no_file_tells_where_things_lie_on_this_machine(tmp_path, format):
+    changes = {
+        "init_from": "/secret/run",
+        "data.dataset": "digits,folder:/secret/images",
+        "data.eval_dataset": "folder:/secret/held",
+        "data.data_dir": "/secret/data",
+        "data.subset": "list:/secret/names.txt",
+    }
+    folder = exported(golden_run(tmp_path / "run", **changes), tmp_path / "out", format)
+    for path in folder.iterdir():
+        content = path.read_bytes()
+        for place in ("/secret", str(tmp_path), str(ROOT), sys.prefix):
+            assert os.fsencode(place) not in content
+    data = manifest_of(folder)["config"]["data"]
+    assert (data["dataset"], data["subset"]) == ("digits,folder", "list:names.txt")
 
 
 def test_a_folder_that_cannot_be_made_is_one_sentence(run, tmp_path, capsys):

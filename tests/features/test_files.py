@@ -73,6 +73,14 @@ def test_what_fails_leaves_nothing_and_what_was_there(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+def test_a_file_of_the_users_own_beside_it_stays(tmp_path, suffix):
+    (tmp_path / f"features{suffix}.tmp").write_text("mine")
+    write(tmp_path / f"features{suffix}", np.ones((3, 2), np.float32))
+    assert (tmp_path / f"features{suffix}.tmp").read_text() == "mine"
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
 def test_memory_does_not_grow_with_the_file(tmp_path, suffix):
     rows = np.zeros((64, 4096), np.float32)  # a mebibyte
     path = tmp_path / f"features{suffix}"

@@ -129,6 +129,7 @@ def test_every_image_has_its_row_and_a_broken_one_is_named(run, folder, tmp_path
     }
     assert about["image_size"] == 64 and about["class_names"] == ["a", "b"]
     assert len(about["encoder_sha256"]) == 64
+    assert (about["checkpoint"], about["images"]) == ("run, step 1", folder.name)
 
 
 def extracted(run, folder, out, features=LINEAR, mesh=(-1, 1, 1), **options):
@@ -170,9 +171,10 @@ def test_float16_holds_the_rounded_features_and_nothing_beyond_its_range(
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--last_layers=4"], "the encoder has 3 layers: ask for 1 to 3"),
+        (["--last_layers=4"], "xtra: last_layers=4, and the encoder has 3 layers: ask for 1 to 3"),
         (["--dtype=int8"], "float32 and float16"),
         (["--image_size=60"], "60 is not a multiple of model.patch_size=8"),
+        (["--batch_size=-3"], "batch_size=-3 is no number of images"),
         (["--batch_size=12"], "the nearest sizes that do, are 8 and 16"),
         (["--images=/nowhere"], "/nowhere does not exist"),
         (["--dataset=imagenet2012"], "--images and --dataset name two sets of images"),
@@ -195,7 +197,7 @@ def test_a_mistake_is_one_sentence_and_leaves_no_file(
 def test_a_folder_without_one_readable_image_is_one_sentence(run, tmp_path):
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "a.png").write_bytes(b"nothing")
-    with pytest.raises(UserError, match="none of the 1 images can be read"):
+    with pytest.raises(UserError, match="the only image cannot be read"):
         extracted(run, tmp_path / "images", tmp_path / "out.npz")
     assert [path.name for path in tmp_path.iterdir()] == ["images"]
 
@@ -214,3 +216,37 @@ def test_tokens_in_raster_order_are_those_in_block_order_elsewhere(run):
     blocks, raster = encode(images, FeatureSpec()), encode(images, FeatureSpec(raster=True))
     assert isinstance(raster, jax.Array)
     np.testing.assert_array_equal(raster[:, block_raster_order(SPEC.grid)], blocks)
+
+
+@pytest.mark.parametrize("name", ["out.npz", "out.safetensors"])
+def test_a_feature_that_is_not_finite_fails_the_run_and_names_the_image(
+    run, folder, tmp_path, name
+):
+    opened = open_checkpoint(run, settings=SETTINGS)
+    opened.params["encoder"]["layers"]["02"]["mlp"]["fc2"]["bias"][0] = np.inf
+    with pytest.raises(RunFailed, match="features of a/01.png are not finite, so nothing was"):
+        extract_features(opened, open_images([str(folder)]), str(tmp_path / name))
+    assert not list(tmp_path.iterdir())
+
+
+def test_in_python_features_are_float32_whatever_the_run_was_trained_in(run, tmp_path):
+    params = goldens.params_of("B_tiny_block_hot", SPEC)
+    config = golden_config(**{"model.dtype": "bfloat16"})
+    half = save_checkpoint(tmp_path / "half", config, params)
+    images = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
+    exact = load_encoder(str(run))(images)
+    np.testing.assert_array_equal(load_encoder(str(half))(images), exact)
+    assert np.abs(load_encoder(str(half), dtype="bfloat16")(images) - exact).max() > 1e-4
+
+
+def test_in_python_images_may_be_a_list_and_others_are_one_sentence(run):
+    encode = load_encoder(str(run))
+    images = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(encode(list(images)), encode(images))
+    with pytest.raises(UserError, match="takes one array of images"):
+        encode([images[0], images[1, :32]])
+    with pytest.raises(UserError, match="takes uint8 images"):
+        encode(images.tolist())
+    for unit in (images / np.float32(255), jax.numpy.asarray(images, np.float32) / 255):
+        with pytest.raises(UserError, match=r"floats lie in \[0, 1\]"):
+            encode(unit)

@@ -1,11 +1,14 @@
 import numpy as np
 import pytest
 
+from xtra_jax.config import load
 from xtra_jax.data.decode import BadImage
 from xtra_jax.inspection.canvas import BAR
-from xtra_jax.inspection.captions import classes_line
+from xtra_jax.inspection.captions import about_classes, classes_line
 from xtra_jax.inspection.classes import ClassCounts, count_classes, draw_histogram
 from xtra_jax.inspection.inputs import open_inputs
+
+DATA = load("configs/demo.py").data
 
 
 class Labels:
@@ -29,7 +32,19 @@ def test_every_label_of_a_folder_is_counted(pictures, pretraining):
     counts = count_classes(open_inputs(pretraining(pictures)).train, seconds=10)
     assert dict(counts.ranked()) == {"red": 10, "green": 6, "blue": 4}
     assert counts.complete and counts.looked_at == counts.records == 20
-    assert classes_line(counts) == "3: 10 images of red down to 4 of blue"
+    assert classes_line(counts, DATA) == "3: 10 images of red down to 4 of blue"
+
+
+def test_above_the_picture_the_number_is_said_to_be_of_classes():
+    said = about_classes(counted([7, 9]), DATA)
+    assert said == ["2 classes: 9 images of class 1 down to 7 of class 0"]
+    assert about_classes(counted([7]), DATA)[0].startswith("1 class: ")
+
+
+def test_counts_of_a_mixture_in_shares_are_said_to_be_of_records():
+    mixed = load("configs/demo.py", {"data.mixture": "3,1"}).data
+    said = classes_line(counted([7, 9]), mixed)
+    assert said.endswith("7 of class 0; counted by records, not by data.mixture")
 
 
 def test_records_without_a_label_and_unreadable_ones_are_told_apart():
@@ -37,14 +52,14 @@ def test_records_without_a_label_and_unreadable_ones_are_told_apart():
     assert counts.counts.tolist() == [2, 1, 0, 1]
     assert (counts.unlabelled, counts.unreadable, counts.looked_at) == (1, 1, 6)
     said = "4: 2 images of class 0 down to none of 1 classes; 1 images have no label"
-    assert classes_line(counts) == said
+    assert classes_line(counts, DATA) == said
 
 
 def test_of_a_large_set_a_stated_sample_is_read():
     counts = count_classes(Labels([0, 1] * 5000, 2), seconds=60, most=400)
     assert counts.looked_at == counts.counts.sum() == 400 and not counts.complete
     assert abs(counts.counts[0] - 200) < 60
-    assert "2, by 400 images drawn at random: " in classes_line(counts)
+    assert "2, by 400 images drawn at random: " in classes_line(counts, DATA)
 
 
 def test_reading_labels_stops_after_its_time():
@@ -54,7 +69,7 @@ def test_reading_labels_stops_after_its_time():
 
 def test_a_set_without_labels_has_no_classes():
     counts = count_classes(Labels([-1] * 5, None), seconds=10)
-    assert counts.names == () and classes_line(counts) == "no labels"
+    assert counts.names == () and classes_line(counts, DATA) == "no labels"
 
 
 def bars(picture):

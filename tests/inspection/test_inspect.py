@@ -7,6 +7,7 @@ from PIL import Image
 from xtra_jax.cli import main
 from xtra_jax.config import load
 from xtra_jax.data.transforms import EvalTransform
+from xtra_jax.inspection.captions import about_samples
 from xtra_jax.inspection.job import inspect
 from xtra_jax.inspection.report import describe
 from xtra_jax.model.grid import Grid
@@ -60,6 +61,27 @@ def test_the_table_says_what_the_figures_say(pictures, pretraining, tmp_path):
     assert any("this machine feeds" in remark for remark in remarks)
     # Red pictures, and the mean and the spread of white digits on black.
     assert any("far from data.mean and data.std" in remark for remark in remarks)
+
+
+@pytest.mark.parametrize(
+    ("changes", "images", "words", "figures"),
+    [
+        ({"data.subset": "stratified:50%"}, 10, "subset stratified:50%", ("stratified:50%", None)),
+        ({"data.mixture": "3,1"}, 40, "mixed 3:1", (None, [3, 1])),
+        ({}, 20, "", (None, None)),
+    ],
+)
+def test_which_part_or_mixture_is_trained_on_is_told(
+    changes, images, words, figures, pictures, pretraining, tmp_path
+):
+    if "data.mixture" in changes:
+        changes |= {"data.dataset": f"folder:{pictures},folder:{pictures}"}
+    found = look(pretraining(pictures, **changes), tmp_path)
+    (line,) = (line for line in describe(found).splitlines() if line.startswith("training"))
+    assert line.endswith(f"all, {words}: {images} images" if words else f"all: {images} images")
+    assert f"{words}) that seed" in about_samples(found.inputs)[0]
+    told = json.loads((tmp_path / "inspect.json").read_text())["training"]
+    assert (told["subset"], told["mixture"]) == figures
 
 
 def test_pixels_with_the_configs_mean_and_spread_are_not_remarked(pictures, pretraining, tmp_path):

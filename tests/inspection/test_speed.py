@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from xtra_jax.data import workers
 from xtra_jax.inspection import speed
 from xtra_jax.inspection.inputs import open_inputs
 from xtra_jax.inspection.pixels import PixelMeter
@@ -83,3 +84,12 @@ def test_the_distance_is_that_of_the_worst_channel():
     for meter, distance in ((fitting, 0.0), (shifted, 1.0), (wide, np.log(4))):
         meter.add(images)
         assert meter.result().distance == pytest.approx(distance, abs=1e-6)
+
+
+def test_the_cores_are_those_that_the_default_number_of_workers_counts(
+    pictures, pretraining, monkeypatch
+):
+    monkeypatch.setattr(workers, "_quota", lambda: 1.5)
+    inputs = open_inputs(pretraining(pictures, **{"data.num_workers": "-1"}))
+    pipeline = time_pipeline(inputs, seconds=0.1, one_process=100.0)
+    assert (pipeline.cores, pipeline.workers) == (1, 0)

@@ -311,6 +311,54 @@ def test_a_folder_names_the_file_in_it(tmp_path):
         read_tensors(tmp_path / "missing.pt")
 
 
+@pytest.mark.parametrize(
+    "made", ["checkpoints/7/state", "7/state", "state"], ids=["run", "checkpoints", "one"]
+)
+def test_a_folder_of_a_run_is_said_to_be_a_checkpoint_already(tmp_path, made):
+    (tmp_path / made).mkdir(parents=True)
+    save(tmp_path / "probe.pt", {"w": MATRIX})
+    with pytest.raises(UserError, match="is a checkpoint of xtra_jax already"):
+        read_tensors(tmp_path)
+
+
+def test_a_folder_names_its_model_and_never_a_mask_or_a_probe(tmp_path):
+    for name in ("mask.safetensors", "probe.safetensors"):
+        torch_files.save_safetensors(tmp_path / name, {"w": MATRIX})
+    with pytest.raises(UserError, match="is a folder, and a file is needed"):
+        read_tensors(tmp_path)
+    for name in ("ema.safetensors", "model.safetensors"):
+        torch_files.save_safetensors(tmp_path / name, {"w": MATRIX})
+    with pytest.raises(UserError, match=r"did you mean .*/model\.safetensors\?"):
+        read_tensors(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["w" * 300, "a\nb", "a\x1b[2J"], ids=["long", "line", "escape"])
+def test_a_tensor_with_a_name_that_cannot_be_shown_is_refused(tmp_path, name):
+    for path in (
+        save(tmp_path / "x.pt", {name: MATRIX}),
+        torch_files.save_safetensors(tmp_path / "x.safetensors", {name: MATRIX}),
+    ):
+        with pytest.raises(UserError, match="which no checkpoint has") as raised:
+            read_tensors(path)
+        assert str(raised.value).isprintable() and len(str(raised.value)) < 400
+
+
+def test_axes_that_no_array_can_have_are_refused_even_without_numbers(tmp_path):
+    path = zip_with(tmp_path, pickle_of((0, 1 << 47, 1 << 47), (1, 1, 1)), **{"0": bytes(16)})
+    with pytest.raises(UserError, match="a tensor of the huge shape"):
+        read_tensors(path)
+    path = safetensors_of(tmp_path, {"w": entry([0, 1 << 47, 1 << 47], 0, 0)})
+    with pytest.raises(UserError, match="'w' has the huge shape"):
+        read_tensors(path)
+
+
+def test_a_byte_order_of_many_bytes_is_refused_unread(tmp_path):
+    content = {"x/data.pkl": pickle_of((4,), (1,)), "x/data/0": bytes(16)}
+    path = torch_files.write_zip(tmp_path / "x.pt", content | {"x/byteorder": bytes(100)})
+    with pytest.raises(UserError, match="its byte order takes 100 bytes"):
+        read_tensors(path)
+
+
 def test_a_file_without_tensors_says_what_it_has(tmp_path):
     path = torch_files.save(tmp_path / "x.pt", {"config": 1, "epoch": 2})
     with pytest.raises(UserError, match=r"its keys are 'config', 'epoch'"):

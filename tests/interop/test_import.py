@@ -208,6 +208,14 @@ def test_what_does_not_fit_is_named_with_its_shape(tmp_path, capsys, changes, sa
     assert [p.name for p in tmp_path.iterdir()] == ["x.pt"]
 
 
+def test_a_huge_shape_without_numbers_is_refused_before_it_is_read(tmp_path):
+    empty = np.zeros((1 << 44, 0), np.float32)
+    for save in (bare, torch_files.save_safetensors):
+        path = save(tmp_path / "x", changed(tensors(), enc__blocks__1__norm1__bias=empty))
+        with pytest.raises(UserError, match=r"has shape \[17592186044416, 0\], and this model"):
+            import_weights(path, None, HEADS)
+
+
 def test_tensors_can_be_left_out_by_name(tmp_path):
     named = changed(tensors(), teacher__w=np.ones(3, np.float32))
     path = bare(tmp_path / "x.pt", named)

@@ -22,10 +22,14 @@ from tests.interop.weights import (
 )
 from tests.saved import golden_config
 from xtra_jax.cli import main
-from xtra_jax.config import model_spec
+from xtra_jax.config import load, model_spec
 from xtra_jax.errors import UserError
 from xtra_jax.interop.importer import import_weights
 from xtra_jax.interop.infer import make_config, read_sizes
+from xtra_jax.interop.published import published_shapes
+from xtra_jax.model.grid import Grid
+from xtra_jax.model.variants import EncoderSpec, HeadSpec, PredictorSpec, XTRASpec
+from xtra_jax.model.xtra import abstract_params
 from xtra_jax.training.checkpoint import read_config, restore_params
 
 
@@ -39,6 +43,10 @@ def test_an_encoder_alone_is_imported_and_what_is_missing_said(tmp_path, capsys)
     assert params.keys() == {"encoder"}
     equal(params["encoder"], goldens.params_of("B_tiny_block_hot", SPEC)["encoder"])
     assert read_config(out)["head"]["num_tokens"] == 0
+    with pytest.raises(UserError, match="holds an encoder alone, as the file that it was"):
+        restore_params(out, abstract_params(model_spec(golden_config())))  # as `init_from` does
+    with pytest.raises(UserError, match=r"is a file, .* `xtra import .*x\.pt --out FOLDER`"):
+        restore_params(path)
 
 
 def test_parts_of_no_use_without_the_rest_are_left_out_and_named(tmp_path):
@@ -136,10 +144,12 @@ def test_the_config_that_a_file_carries_is_used_where_it_fits(tmp_path):
     config = golden_config(name="carried")
     carried = {"config": json.dumps(config.to_dict())}
     path = torch_files.save_safetensors(tmp_path / "x.safetensors", tensors(), carried)
-    assert import_weights(path).config.to_dict() == config.to_dict()
+    found = import_weights(path).config
+    assert found.model == config.model and found.predictor == config.predictor
+    assert (found.head, found.loss) == (config.head, config.loss)
     content = {"state_dict": tensors(), "about": carried}
     path = torch_files.save(tmp_path / "x.pt", content)
-    assert import_weights(path).config.to_dict() == config.to_dict()
+    assert import_weights(path).config.to_dict() == found.to_dict()
 
     for wrong in ("{", "[]", '{"model": 3}', '{"model": {"width": 49}}', "[" * 60_000):
         path = torch_files.save_safetensors(
@@ -147,6 +157,76 @@ def test_the_config_that_a_file_carries_is_used_where_it_fits(tmp_path):
         )
         with pytest.raises(UserError, match="attention heads"):
             import_weights(path)
+
+
+def test_what_a_file_says_is_believed_of_its_model_and_pixels_and_nothing_else(tmp_path):
+    config = golden_config()
+    values = config.to_dict()
+    values["data"] |= {"num_workers": 100_000, "data_dir": "/etc", "prefetch": 10**9}
+    values["data"] |= {"mean": (0.5, 0.4, 0.3), "std": (0.3, 0.2, 0.1), "eval_resize": 200}
+    values |= {"name": "theirs", "init_from": "/theirs", "seed": 9, "batch_size": 10**9}
+    values["mesh"]["tensor"] = 7
+
+    def found(resize):
+        values["data"]["eval_resize"] = resize
+        carried = {"config": json.dumps(values)}
+        path = torch_files.save_safetensors(tmp_path / "x.safetensors", tensors(), carried)
+        return import_weights(path).config
+
+    expected = load("configs/base.py").to_dict() | {"name": "imported"}
+    expected |= {room: values[room] for room in ("model", "predictor", "head", "loss")}
+    expected["data"] |= {"mean": (0.5, 0.4, 0.3), "std": (0.3, 0.2, 0.1), "eval_resize": 200}
+    assert found(200).to_dict() == expected
+    for resize in (10**6, 4 * 64 + 1, 63, "x", None):
+        assert found(resize).data.eval_resize == 73
+
+
+def test_what_a_file_says_of_parts_that_it_lacks_is_not_believed(tmp_path):
+    config = golden_config().to_dict()
+    config["predictor"]["depth"] = 10**9
+    carried = {"config": json.dumps(config)}
+    named = encoder_only(tensors())
+    path = torch_files.save_safetensors(tmp_path / "x.safetensors", named, carried)
+    found = import_weights(path).config
+    assert found.model.num_heads == 3 and found.predictor.depth == 8
+
+    config["model"]["image_size"] = 8 * 10**6  # of which fixed positions would be made
+    named = as_aim(tensors())
+    del named["preprocessor.pos_embed"]
+    carried = {"config": json.dumps(config)}
+    path = torch_files.save_safetensors(tmp_path / "x.safetensors", named, carried)
+    assert import_weights(path, None, ENCODER).config.model.image_size == 224
+
+
+@pytest.mark.parametrize("rename", [as_vit, as_aim, lambda named: named])
+def test_heads_that_are_a_variants_are_said_to_be_assumed(tmp_path, rename):
+    spec = XTRASpec(
+        EncoderSpec(Grid(32, 16, 1), width=192, depth=12, num_heads=3),
+        PredictorSpec(hidden=4, width=4, depth=1, num_heads=1),
+        HeadSpec(hidden=4, num_tokens=1),
+    )
+    shapes = encoder_only(published_shapes(spec))
+    named = rename({name: np.zeros(shape, np.float32) for name, shape in shapes.items()})
+    path = torch_files.save_safetensors(tmp_path / "x.safetensors", named)
+    expected = "3 heads, as ViT-Ti has, are assumed; --config.model.num_heads=N says otherwise"
+    imported = import_weights(path)
+    assert imported.report.notes[-1] == expected
+    assert model_spec(imported.config).encoder.num_heads == 3
+    for heads in (3, 4):
+        notes = import_weights(path, None, {"model.num_heads": heads}).report.notes
+        assert not any("heads" in note for note in notes)
+
+
+def test_heads_of_a_published_model_are_said_to_be_assumed():
+    shapes = json.loads((goldens.FOLDER / "H_keys_B16_256.json").read_text())
+    shapes = {key: tuple(shape) for key, shape in shapes.items()}
+    names = {key: key for key in shapes}
+    sizes = read_sizes(shapes, names, layout="xtra", whole=True, class_token=False)
+    make_config(sizes, given=None, overrides={}, whole=True)
+    assert [note.split(" has,")[0] for note in sizes.notes] == [
+        "12 heads, as ViT-B",
+        "6 heads of the predictor, as the published one of its sizes",
+    ]
 
 
 @pytest.mark.parametrize(("layout", "name"), [("xtra", "xtra_b16_in1k"), ("vit", "imported")])

@@ -8,12 +8,18 @@ import pytest
 from PIL import Image
 
 from tests import goldens
-from tests.saved import golden_config, golden_config_file, save_checkpoint, save_golden_file
+from tests.saved import (
+    golden_config,
+    golden_config_file,
+    save_checkpoint,
+    save_golden_file,
+    save_golden_probe,
+)
 from xtra_jax.cli import main
 from xtra_jax.errors import UserError
 from xtra_jax.interop.imported import write_checkpoint
 from xtra_jax.interop.importer import import_weights
-from xtra_jax.interop.open_checkpoint import open_checkpoint, weights_sha256
+from xtra_jax.interop.open_checkpoint import open_checkpoint, open_probe, weights_sha256
 from xtra_jax.probing.features import load_encoder
 
 SPEC = goldens.tiny_spec()
@@ -106,8 +112,37 @@ def test_a_folder_of_something_else_is_one_sentence(tmp_path):
     with pytest.raises(UserError, match="holds no checkpoint: give the working directory of a run"):
         open_checkpoint(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"")
+    for other in ("a.safetensors", "mask.safetensors"):
+        (tmp_path / other).write_bytes(b"")
     with pytest.raises(UserError, match="did you mean the file .*/model.safetensors"):
         open_checkpoint(tmp_path)
+
+
+def test_neither_a_mask_nor_a_probe_is_taken_for_the_weights(tmp_path):
+    for name in ("mask.safetensors", "probe.safetensors"):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(UserError) as told:
+        open_checkpoint(tmp_path)
+    assert "did you mean" not in str(told.value)
+
+
+def test_a_probe_in_a_file_is_no_concern_of_what_needs_the_encoder(params, tmp_path):
+    file = save_golden_probe(tmp_path / "att.safetensors", "att")
+    opened = open_checkpoint(file, config=golden_config())
+    jax.tree.map(np.testing.assert_array_equal, opened.params["encoder"], params["encoder"])
+    with pytest.raises(UserError, match="`xtra import .*att.safetensors --out DIR`, by --probe_he"):
+        open_probe(opened)
+
+    file = save_golden_probe(tmp_path / "linear.safetensors", "linear_bn")
+    found = open_probe(open_checkpoint(file, config=golden_config()))
+    expected = import_weights(file, golden_config()).probe
+    assert (found.kind, found.num_classes) == ("linear", 10)
+    jax.tree.map(np.testing.assert_array_equal, found.params, expected.params)
+
+
+def test_a_file_without_a_probe_is_one_sentence(places):
+    with pytest.raises(UserError, match="holds no probe"):
+        open_probe(open_checkpoint(places["file"], config=golden_config()))
 
 
 def test_pictures_can_be_drawn_of_a_file_of_weights(places, tmp_path):

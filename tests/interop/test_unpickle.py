@@ -137,6 +137,17 @@ BY_HAND = {
     "no instruction": b"\xff.",
     "a text that goes on": b"X\xff\xff\xff\x7fabc.",
     "bytes that go on": b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\xff\x7fabc.",
+    "a call with many arguments": b"ccollections\nOrderedDict\n(" + b")" * 17 + b"tR.",
+    "a long name": b"c" + b"m" * 1001 + b"\nmake\n.",
+    "a memo of a huge number": b"]p99999999999\n.",
+    "a storage with a long name": (
+        b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\xff\x00\x00\x00"
+        + b"k" * 255
+        + b"NK\x01tQ."
+    ),
+    "a tensor of another's making of a list": (
+        b"ctorch._tensor\n_rebuild_from_type_v2\n(ctorch._utils\n_rebuild_tensor_v2\nN]NtR."
+    ),
     "a number without end": b"L" + b"9" * 100_000 + b"L\n.",
 }
 
@@ -162,6 +173,22 @@ def test_the_number_of_instructions_is_bounded(monkeypatch):
     assert read(b"]" + b"0]" * 400 + b".") == []
     with pytest.raises(BadPickle, match="more than 1,000 instructions"):
         read(b"]" * 1001 + b".")
+
+
+def test_what_is_put_into_containers_again_and_again_is_bounded(monkeypatch):
+    monkeypatch.setattr(machine, "MAX_ITEMS", 1000)
+    pairs = b"](" + b"".join(b"K" + bytes([i]) + b"N\x86" for i in range(100)) + b"e\x85q\x00"
+    ordered = b"0ccollections\nOrderedDict\nq\x01("
+    assert len(read(pairs + ordered + b"h\x01h\x00R" * 8 + b"t.")) == 8
+    with pytest.raises(BadPickle, match="more than 1,000 items"):
+        read(pairs + ordered + b"h\x01h\x00R" * 10 + b"t.")
+    for more in (
+        b"](" + b"N" * 1001 + b"e.",
+        b"}(" + b"K\x01N" * 501 + b"u.",
+        b"(" + b"N" * 1002 + b"d.",
+    ):
+        with pytest.raises(BadPickle, match="more than 1,000 items"):
+            read(more)
 
 
 def test_nesting_of_any_depth_is_read_without_recursion():

@@ -5,6 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from xtra_jax.cli import main
 from xtra_jax.config import from_dict, load, model_spec
@@ -95,6 +96,19 @@ def test_the_same_probe_gives_the_same_numbers_twice(run, data_dir, tmp_path):
         return json.loads(out.read_text())["heads"]
 
     assert heads("first.json") == heads("again.json")
+
+
+def test_broken_images_are_named_in_the_first_evaluation_alone(run, data_dir, tmp_path, capfd):
+    for i in range(20):
+        file = tmp_path / "images" / f"class-{i % 10}" / f"{i:02}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((16, 16, 3), i, np.uint8)).save(file)
+    file.write_bytes(file.read_bytes()[:40])
+    images = {"data.eval_dataset": f"folder:{tmp_path / 'images'}", "data.eval_split": "all"}
+    out = tmp_path / "out.json"
+    assert main([*probe_arguments(run, data_dir, kind="linear", **images), f"--out={out}"]) == 0
+    assert len(json.loads(out.read_text())["heads"][0]["evaluations"]) == 2
+    assert capfd.readouterr().err.count("19.png is unusable") == 1
 
 
 @pytest.mark.parametrize(

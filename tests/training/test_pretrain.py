@@ -3,11 +3,14 @@
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
-from xtra_jax.config import load
+from xtra_jax.config import load, model_spec
 from xtra_jax.errors import UserError
+from xtra_jax.model.xtra import init_params
+from xtra_jax.parallel.mesh import make_mesh
 from xtra_jax.training.checkpoint import restore_params
-from xtra_jax.training.pretrain import check_same_run, pretrain
+from xtra_jax.training.pretrain import check_same_run, make_evaluation, pretrain
 from xtra_jax.training.progress import Progress
 from xtra_jax.training.telemetry import read_metrics
 
@@ -121,6 +124,25 @@ def test_a_run_of_an_earlier_version_continues_without_keys_that_came_later(data
     assert check_same_run(tiny(data_dir), saved, "run") == []
     with pytest.raises(UserError, match="run holds a run with data.subset="):
         check_same_run(tiny(data_dir, **{"data.subset": "10%"}), saved, "run")
+
+
+def test_keys_that_came_later_and_fix_nothing_are_not_told(data_dir):
+    saved = tiny(data_dir).to_dict()
+    del saved["data"]["resize"], saved["data"]["bad_fraction"]
+    assert check_same_run(tiny(data_dir), saved, "run") == []
+
+
+def test_broken_validation_images_are_named_in_the_first_evaluation_alone(tmp_path, capfd):
+    for i in range(20):
+        file = tmp_path / f"{i:02}.png"
+        Image.fromarray(np.full((16, 16, 3), i, np.uint8)).save(file)
+    file.write_bytes(file.read_bytes()[:40])
+    config = tiny(tmp_path, **{"data.dataset": "folder", "data.eval_split": "all"})
+    spec = model_spec(config)
+    evaluate = make_evaluation(config, spec, make_mesh(dict(config.mesh)))
+    params = init_params(spec, jax.random.key(0))
+    assert evaluate(params) == evaluate(params)
+    assert capfd.readouterr().err.count("Image 19.png is unusable") == 1
 
 
 def test_a_run_does_not_continue_on_other_images_than_it_began_with(data_dir, tmp_path):

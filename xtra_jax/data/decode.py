@@ -22,6 +22,7 @@ gives the same bytes.
 from __future__ import annotations
 
 import io
+import re
 
 import numpy as np
 import PIL
@@ -38,10 +39,15 @@ MAX_PIXELS = 89_478_485
 MAX_SIDE = 65_535
 # Progressive encoders write about ten.
 MAX_SCANS = 100
+# Colour profiles and metadata take hundreds at the most. It bounds the time of looking for scans.
+_MAX_SEGMENTS = 10_000
 # No format that is interpreted by an outside program, as EPS is.
 FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 _FAST_COLOR_SPACES = ("YCbCr", "Gray", "RGB")
 _START_OF_SCAN = b"\xff\xda"
+_END_OF_IMAGE = b"\xff\xd9"
+# Not those without a length, and none that decoders pass over within a scan.
+_MARKER = re.compile(rb"\xff[\xc0-\xcf\xd9-\xfe]")
 
 
 class BadImage(Exception):
@@ -77,7 +83,8 @@ def _decode_jpeg(data: bytes) -> np.ndarray | None:
     """Returns the pixels of an ordinary, intact JPEG, None where Pillow has to judge."""
     if data[:3] != b"\xff\xd8\xff":
         return None
-    if data.count(_START_OF_SCAN) > MAX_SCANS:
+    # What follows the image, such as a film, may hold those two bytes any number of times.
+    if data.count(_START_OF_SCAN) > MAX_SCANS and _has_many_scans(data):
         raise BadImage(f"more than {MAX_SCANS} scans, which no encoder writes")
     if simplejpeg is None:
         return None
@@ -89,6 +96,23 @@ def _decode_jpeg(data: bytes) -> np.ndarray | None:
         return simplejpeg.decode_jpeg(data, colorspace="RGB")
     except ValueError:
         return None
+
+
+def _has_many_scans(data: bytes) -> bool:
+    """Whether a JPEG has more than `MAX_SCANS` scans, or endlessly many segments, before its end.
+
+    It finds markers as decoders do: segments are passed over by their lengths.
+    """
+    place = scans = 0
+    for _ in range(_MAX_SEGMENTS):
+        marker = _MARKER.search(data, place)
+        if marker is None or marker[0] == _END_OF_IMAGE:
+            return False
+        scans += marker[0] == _START_OF_SCAN
+        if scans > MAX_SCANS:
+            return True
+        place = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
+    return True
 
 
 def _decode_with_pillow(data: bytes) -> np.ndarray:

@@ -10,6 +10,8 @@ An array is a file of NumPy's format, .npy:
 from __future__ import annotations
 
 import os
+import re
+import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -100,9 +102,15 @@ class ArraySource:
         self._path = path
         try:
             self.array = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
             reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[0]
             raise UserError(f"the array {path} cannot be read: {reason}") from error
+        if not isinstance(self.array, np.ndarray):  # NumPy goes by what is in the file
+            self.array.close()
+            raise UserError(
+                f"{path} is an archive of arrays (.npz) whatever its name: save one array of "
+                "images with numpy.save"
+            )
         shape, dtype = self.array.shape, self.array.dtype
         if len(shape) != 4 or shape[-1] != 3 or dtype not in ("uint8", "float32", "float64"):
             raise UserError(
@@ -131,6 +139,18 @@ class ArraySource:
 
     def __reduce__(self):
         return ArraySource, (self._path,)  # a worker opens the file itself
+
+
+def without_paths(dataset: str) -> str:
+    """What data.dataset says, for others to read: a folder, but not where it lies."""
+    return re.sub(r"folder:[^,]*", "folder", dataset)
+
+
+def none_readable(count: int) -> str:
+    """What to say where not one of so many images can be used."""
+    return (
+        "the only image cannot be read" if count == 1 else f"none of the {count} images can be read"
+    )
 
 
 def key_of(source: Source, index: int) -> str:
@@ -173,12 +193,12 @@ def each_image(
     """Yields this process's share of batches that hold every image once, in order.
 
     Arguments and batches are those of `xtra_jax.data.pipeline.eval_batches`, but that the images
-    of an array that is normalised already are float32 and not transformed.
+    of a source that is `normalised` already, with an `array`, are float32 and not transformed.
 
     Raises:
         UserError: such an array has images of another size, or is not normalised.
     """
-    if isinstance(source, ArraySource) and source.normalised:
+    if getattr(source, "normalised", False):
         return _normalised_batches(source, transform.size, batch_size, shards, num_shards)
     return eval_batches(
         source,
@@ -206,7 +226,7 @@ def _normalised_batches(
         images = np.zeros((len(first), size, size, 3), np.float32)
         images[there] = array[first[there]]
         if start == 0:
-            _refuse_unit_range(images[there])
+            refuse_unit_range(images[there])
         finite = np.isfinite(images).all(axis=(1, 2, 3))
         images[~finite] = 0
         yield {
@@ -217,8 +237,8 @@ def _normalised_batches(
         }
 
 
-def _refuse_unit_range(images: np.ndarray) -> None:
-    """Normalised pixels lie on both sides of 0; what lies in [0, 1] has not been normalised."""
+def refuse_unit_range(images: np.ndarray) -> None:
+    """UserError for floats in [0, 1], which have not been normalised: those are about 0."""
     if images.size and images.min() >= 0 and images.max() <= 1:
         raise UserError(
             "the array's floats lie in [0, 1], and are taken as normalised already, by the mean "

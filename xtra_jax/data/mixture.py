@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
+import math
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
@@ -86,6 +87,18 @@ class Mixture:
         """A text that changes when the records of a source, or their order, do."""
         return " ".join(source.digest() for source in self._sources)
 
+    def repeats(self) -> int:
+        """How often one record may come in an epoch; 1 where each comes once."""
+        if not self._shares or len(self._sources) == 1:
+            return 1
+        total = sum(self._shares)
+        passes = (
+            share / total * len(self) / len(source)
+            for share, source in zip(self._shares, self._sources, strict=True)
+        )
+        # Once more, for an epoch may begin and end within a pass.
+        return max(map(math.ceil, passes)) + 1
+
     def order(self, seed: int) -> MixedOrder | None:
         """The endless order of training samples; None to shuffle all records together."""
         if not self._shares:
@@ -115,6 +128,11 @@ class MixedOrder:
                 return start + int(order[taken])
             position -= taken
         raise AssertionError("the last source takes every position")
+
+
+def repeats(source) -> int:
+    """How often one record of any source may come in an epoch of training samples."""
+    return source.repeats() if isinstance(source, Mixture) else 1
 
 
 def shuffled(size: int, seed: int) -> grain.MapDataset:

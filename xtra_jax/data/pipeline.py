@@ -22,6 +22,7 @@ and, where the accelerator is to resize, what `xtra_jax.data.device_resize` need
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -72,7 +73,8 @@ def train_batches(
         num_workers: processes that prepare batches; -1 takes `default_workers()`, and 0 prepares
             them in threads of this one. It changes no batch.
         prefetch: batches that each worker keeps ready beside the one it makes; together they hold
-            `num_workers * (prefetch + 1)` of them in memory.
+            `num_workers * (prefetch + 1)` of them in memory, of which `default_workers()` gives
+            them a quarter at the most.
         shards: which shards of each batch to yield, in `[0, num_shards)`, side by side; see
             `xtra_jax.parallel.mesh.batch_shards`.
         num_shards: into how many shards each batch is cut.
@@ -246,6 +248,10 @@ class _BatchJob:
         return where(self.sample.source, index)
 
 
+def _nbytes(layout: Layout) -> int:
+    return sum(math.prod(shape) * np.dtype(kind).itemsize for shape, kind in layout.values())
+
+
 def _set_row(array: np.ndarray, row: int, value: np.ndarray, name: str) -> None:
     if (np.shape(value), value.dtype) != (array.shape[1:], array.dtype):
         raise ValueError(
@@ -263,11 +269,12 @@ def _batches(
     bad_images: BadImages | None,
 ) -> Iterator[Batch]:
     bad_images = bad_images or BadImages()
-    workers = default_workers() if num_workers < 0 else num_workers
+    job = _BatchJob(sample)
+    workers = default_workers(_nbytes(job.layout), prefetch) if num_workers < 0 else num_workers
     if workers:
-        made = make_in_workers(_BatchJob(sample), count, workers, prefetch)
+        made = make_in_workers(job, count, workers, prefetch)
     else:
-        made = make_in_threads(_BatchJob(sample), count, max(prefetch, 1))
+        made = make_in_threads(job, count, max(prefetch, 1))
     with contextlib.closing(made):
         for batch, bad in made:
             for record in bad:

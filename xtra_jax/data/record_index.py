@@ -2,12 +2,12 @@
 
 A folder of images knows them from its names. A prepared data set has to be read once from end to
 end (a minute or two for ImageNet-1k from a fast disk), so what was found is kept in a small file
-beside it where that folder can be written.
+beside it where that folder can be written. Where some could not be read it isn't kept: they may be
+next time.
 """
 
 from __future__ import annotations
 
-import sys
 import time
 import zipfile
 import zlib
@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from etils import epath
 
+from xtra_jax.data.ahead import say
 from xtra_jax.data.decode import BadImage
 
 _SAY_EVERY = 30.0  # seconds
@@ -52,7 +53,8 @@ def index_of(source) -> RecordIndex:
     known = _kept(file, source.digest())
     if known is None:
         known = _read_all(source)
-        _keep(file, source.digest(), known)
+        if not _unread(known):
+            _keep(file, source.digest(), known)
     return known
 
 
@@ -68,8 +70,15 @@ def _read_all(source) -> RecordIndex:
         keys[number], labels[number] = record["key"].encode(), record["label"]
         if time.monotonic() - said > _SAY_EVERY:
             said = time.monotonic()
-            print(f"Reading labels: {number + 1:,} of {size:,} records", file=sys.stderr)
-    return RecordIndex(np.array(keys, np.bytes_), labels)
+            say(f"Reading labels: {number + 1:,} of {size:,} records")
+    index = RecordIndex(np.array(keys, np.bytes_), labels)
+    if unread := _unread(index):
+        say(f"{unread:,} of {size:,} records could not be read: no class and no list has them.")
+    return index
+
+
+def _unread(index: RecordIndex) -> int:
+    return int(np.count_nonzero(index.keys == b""))
 
 
 def _kept(file: epath.Path, digest: str) -> RecordIndex | None:
@@ -77,7 +86,8 @@ def _kept(file: epath.Path, digest: str) -> RecordIndex | None:
     try:
         with file.open("rb") as opened, np.load(opened) as saved:
             if saved["digest"].item() == digest:
-                return RecordIndex(saved["keys"], saved["labels"])
+                known = RecordIndex(saved["keys"], saved["labels"])
+                return None if _unread(known) else known
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
         pass  # absent, or not whole
     return None

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from etils import epath
 
+from xtra_jax.config_overrides import closest
 from xtra_jax.data.decode import BadImage
 from xtra_jax.data.folder import FolderSource
 from xtra_jax.data.mixture import Mixture
@@ -19,7 +20,7 @@ from xtra_jax.data.subsets import choose_subset
 from xtra_jax.errors import UserError
 
 # The features by which TFDS's builders name an image.
-_NAMES = ("file_name", "filename", "id")
+NAMES = ("file_name", "filename", "id")
 
 
 class Source(Protocol):
@@ -79,7 +80,16 @@ def open_source(
             "one split for all of them, or one for each"
         )
     splits = splits * len(names) if len(splits) == 1 else splits
-    opened = [_open_one(*which, data_dir) for which in zip(names, splits, strict=True)]
+    try:
+        opened = [_open_one(*which, data_dir) for which in zip(names, splits, strict=True)]
+    except UserError as error:
+        if len(names) == 1 or not any(name.startswith("folder:") for name in names):
+            raise
+        raise UserError(
+            f"{str(error).rstrip('.')}; commas separate data sets, and {dataset!r} names "
+            f"{len(names)} of them: a folder whose path has a comma goes in data.data_dir, with "
+            "data.dataset=folder"
+        ) from error
     source = Mixture(opened, mixture) if len(opened) > 1 or mixture else opened[0]
     if subset and mixture:
         raise UserError(
@@ -132,7 +142,7 @@ class TfdsSource:
                 f"The data set in {directory} has no feature named 'image'; "
                 f"it has {', '.join(available)}."
             )
-        names = (name for name in _NAMES if isinstance(available.get(name), tfds.features.Text))
+        names = (name for name in NAMES if isinstance(available.get(name), tfds.features.Text))
         self._name = next(names, "")
         wanted = [name for name in ("image", "label", self._name) if name in available]
         self._features = tfds.features.FeaturesDict({name: available[name] for name in wanted})
@@ -202,12 +212,7 @@ def _find_prepared(dataset: str, data_dir: str) -> str:
 
             return prepare_digits(data_dir)
         looked_in = root or tfds.core.constants.DATA_DIR
-        raise UserError(
-            f"The data set {dataset!r} was not found in {looked_in}: point data.data_dir at the "
-            f"folder that holds it, or prepare it with `xtra prepare --dataset {dataset} "
-            f"--data_dir {looked_in}`; images of your own need no preparation as "
-            "data.dataset=folder:/path/to/images."
-        ) from error
+        raise UserError(_not_found(dataset, looked_in)) from error
     except Exception as error:  # nearly anything, where the metadata is damaged
         folder = os.path.join(root or tfds.core.constants.DATA_DIR, dataset.partition(":")[0])
         if dataset and epath.Path(folder).exists():
@@ -219,6 +224,28 @@ def _find_prepared(dataset: str, data_dir: str) -> str:
             f"{dataset!r} names no data set that can be opened; expected the name of a TFDS data "
             f"set, such as 'imagenet2012', or 'folder:/path/to/images' ({_first_line(error)})."
         ) from error
+
+
+def _not_found(dataset: str, looked_in: str) -> str:
+    """What to tell of a name under which nothing is prepared."""
+    from xtra_jax.data.prepare.catalogue import CATALOGUE
+
+    folders = "images of your own need no preparation as data.dataset=folder:/path/to/images."
+    name, _, side = dataset.partition(":")[0].partition("/max_side_")
+    if name in CATALOGUE:
+        smaller = f" --max_side {side}" if side else ""
+        return (
+            f"The data set {dataset!r} was not found in {looked_in}: point data.data_dir at the "
+            f"folder that holds it, or prepare it with `xtra prepare --dataset {name}{smaller} "
+            f"--data_dir {looked_in}`; {folders}"
+        )
+    like = closest(name, CATALOGUE)[:1]
+    meant = f" (did you mean {like[0]}?)" if like else ""
+    return (
+        f"The data set {dataset!r} was not found in {looked_in}, and `xtra prepare` knows none of "
+        f"that name{meant}: point data.data_dir at the folder that holds it, for any data set that "
+        f"TFDS has prepared as array_record can be opened; {folders}"
+    )
 
 
 def _open_records(builder, split: str):

@@ -6,10 +6,12 @@ Drawn parts depend on the seed alone and are nested: with one seed the 1 % are a
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from xtra_jax.data.record_index import index_of, where
 from xtra_jax.errors import UserError
@@ -52,7 +54,8 @@ def choose_subset(source, subset: str, seed: int):
     Args:
         subset: "10%" of the records; "stratified:10%" of the records of each class, and one at
             least; "list:FILE", a text file with a key in each line, which is the name of an image's
-            file (of one in a folder, its path below the folder); or "" for all.
+            file (of one in a folder, its path below the folder), and which may lie in a bucket
+            (gs://...); or "" for all.
         seed: at least 0; decides which are drawn.
 
     Raises:
@@ -97,13 +100,13 @@ def _of_each_class(source, drawn: np.ndarray, share: float) -> np.ndarray:
 def _listed(source, path: str) -> np.ndarray:
     """The records whose keys a file lists, in the source's order."""
     try:
-        with open(path, encoding="utf-8") as file:
-            names = [line.strip() for line in file]
-    except (OSError, UnicodeDecodeError) as error:
+        text = epath.Path(os.path.expanduser(path)).read_bytes().decode("utf-8-sig")
+    except Exception as error:  # nearly anything, from a bucket
         raise UserError(
             f"The list data.subset=list:{path} cannot be read ({error}): it has to be a text file "
             "with the name of an image in each line"
         ) from error
+    names = [line.strip() for line in text.replace("\r", "\n").split("\n")]
     wanted = np.unique(np.array([name.encode() for name in names if name], np.bytes_))
     if not len(wanted):
         raise UserError(f"The list data.subset=list:{path} names no image: it is empty.")
@@ -113,7 +116,7 @@ def _listed(source, path: str) -> np.ndarray:
         examples = keys[keys != b""][:1]
         like = f", whose keys look like {examples[0].decode()!r}" if len(examples) else ""
         raise UserError(
-            f"{len(unknown)} of the {len(wanted)} names in {path} are not in the data set{like}; "
-            f"the first is {unknown[0].decode()!r}"
+            f"{len(unknown)} of the {len(wanted)} names in {path} are not among the {len(keys)} "
+            f"images of this split{like}; the first is {unknown[0].decode()!r}"
         )
     return np.flatnonzero(np.isin(keys, wanted))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from xtra_jax.data.shared_memory import Shared, Slots, slots_file
 from xtra_jax.errors import RunFailed
 
 MAX_DEFAULT_WORKERS = 32
+_SHARE_OF_MEMORY = 1 / 4  # that batches of the default number of workers may take
 _ENDING = 5.0  # seconds that a killed worker gets to be gone
 # Libraries that would start a thread per core in every worker.
 _ONE_THREAD = (
@@ -38,18 +40,38 @@ _ONE_THREAD = (
     "OPENCV_FOR_THREADS_NUM",
     "RAYON_NUM_THREADS",
 )
+_TASKS = re.compile(r"(\d+)(?:\(x(\d+)\))?")
 _MAIN = "from xtra_jax.data.workers import main; main()"
 
 
-def default_workers() -> int:
+def available_cores() -> int:
+    """Returns how many cores this process may use, one at least: see `default_workers`."""
+    usable = _usable()
+    processes, cores = _on_this_host(usable)
+    return max(int(min(usable, min(cores, _quota()) / processes)), 1)
+
+
+def default_workers(batch_bytes: int = 0, prefetch: int = 0) -> int:
     """Returns how many workers suit this process: one per core, but for the one it needs itself.
 
-    Cores are those that it may run on, and no more than a container's quota of time. With a single
-    core there are no workers: threads of the process have less to start and to copy.
+    Cores are those that it may run on, and no more than a container's quota of time. Where the
+    environment tells that several processes of a run share the host, as Slurm's, Open MPI's and
+    LOCAL_WORLD_SIZE do, each takes its part of them. With a single core there are no workers:
+    threads of the process have less to start and to copy.
+
+    Nor are there more than together hold a quarter of the memory in batches: of the machine's or
+    the container's, and of this process's part of it where several share the host.
+
+    Args:
+        batch_bytes: size of the batches that this process makes.
+        prefetch: batches that each worker keeps ready, beside the one that it makes.
     """
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    return min(max(int(min(cores, _quota())) - 1, 0), MAX_DEFAULT_WORKERS)
+    workers = available_cores() - 1
+    if batch_bytes:
+        processes, _ = _on_this_host(_usable())
+        room = _memory() / processes * _SHARE_OF_MEMORY
+        workers = int(min(workers, room // (batch_bytes * (prefetch + 1))))
+    return min(max(workers, 0), MAX_DEFAULT_WORKERS)
 
 
 def make_in_workers(job: Job, count: int, num_workers: int, prefetch: int) -> Iterator[Made]:
@@ -227,6 +249,51 @@ def _environment() -> dict[str, str]:
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
     }
+
+
+def _usable() -> int:
+    """Returns how many cores this process may run on."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def _on_this_host(usable: int) -> tuple[int, int]:
+    """Returns how many processes of the run share the host, and the cores that they share.
+
+    Launchers that bind each process to cores of its own tell how many there are in all. Slurm tells
+    the processes of each host as "4(x2),3".
+
+    Args:
+        usable: cores that this process may run on.
+    """
+
+    def number(name: str) -> int:
+        text = os.environ.get(name, "")
+        return int(text) if text.isdecimal() else 0
+
+    if processes := number("LOCAL_WORLD_SIZE"):
+        return processes, usable
+    if processes := number("OMPI_COMM_WORLD_LOCAL_SIZE"):
+        return processes, os.cpu_count() or usable
+    hosts: list[int] = []
+    for count, times in _TASKS.findall(os.environ.get("SLURM_STEP_TASKS_PER_NODE", "")):
+        hosts += [int(count)] * int(times or 1)
+    host = number("SLURM_NODEID")
+    if host < len(hosts) and hosts[host]:
+        return hosts[host], number("SLURM_CPUS_ON_NODE") or usable
+    return 1, usable
+
+
+def _memory(root: str = "/sys/fs/cgroup") -> float:
+    """Returns the bytes of memory that the machine has, or the container may use."""
+    limits = [float("inf")]
+    with contextlib.suppress(OSError, ValueError):  # not every system tells
+        limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    for file in ("memory.max", "memory/memory.limit_in_bytes"):
+        # ValueError: "max" is no number
+        with contextlib.suppress(OSError, ValueError), open(f"{root}/{file}") as opened:
+            limits.append(int(opened.read()))
+    return min(limits)
 
 
 def _quota(root: str = "/sys/fs/cgroup") -> float:

@@ -18,6 +18,7 @@ _WHAT = {
     "timm": "the encoder, with the tensor names of timm's VisionTransformer",
     "stablehlo": "the encoder, as a program from images to features",
 }
+_WHOSE = {"vit": "timm's VisionTransformer and MAE", "aim": "AIM"}
 
 
 def model_card(
@@ -37,35 +38,43 @@ def model_card(
     layout = provenance["layout"]
     what = _WHAT[layout]
     if not opened.whole:
-        what = what.replace("the whole pretraining model", "the encoder of a pretraining model")
+        alone = "the encoder" if history.origin in _WHOSE else "the encoder of a pretraining model"
+        what = what.replace("the whole pretraining model", alone)
     library = "timm" if layout == "timm" else "xtra_jax"
     sections = [
         ["---", f"library_name: {library}", "pipeline_tag: image-feature-extraction", "---"],
         [f"# {provenance['name']}"],
-        [
-            "A vision transformer pretrained by predicting images block by block "
-            f"(XTRA, {_PAPER}). This folder holds {what}."
-        ],
+        [f"{_pretrained(history.origin)} This folder holds {what}."],
         ["## Model", "", *_model(opened, provenance)],
         ["## Training", "", *_training(opened, history)],
-        ["## Probes", "", *_probes(history)],
-        ["## Use", "", usage(opened, layout, provenance["dtype"], files, features)],
+        ["## Probes", "", *_probes(opened, history)],
+        ["## Use", "", usage(opened, provenance, files, features)],
         ["## Files", "", *_files(files, provenance)],
         ["## Config", "", "```json", json.dumps(opened.config.to_dict(), indent=2), "```"],
     ]
     return "\n\n".join("\n".join(section) for section in sections) + "\n"
 
 
+def _pretrained(origin: str) -> str:
+    if origin in _WHOSE:
+        return (
+            f"A vision transformer that came with the tensor names of {_WHOSE[origin]}; how it was "
+            "pretrained is not known here."
+        )
+    return f"A vision transformer pretrained by predicting images block by block (XTRA, {_PAPER})."
+
+
 def _model(opened: OpenCheckpoint, provenance: Mapping[str, Any]) -> list[str]:
     spec = opened.spec
     encoder, predictor, grid = spec.encoder, spec.predictor, spec.grid
+    attends = "its own block and to all before it" if grid.num_blocks > 1 else "every other"
     rows = [
         ("images", f"{grid.image_size} x {grid.image_size} pixels, RGB"),
         ("tokens", f"{grid.num_tokens}, one per {grid.patch_size} x {grid.patch_size} pixels"),
         (
             "blocks",
             f"{grid.num_blocks}, of {grid.block_size} x {grid.block_size} tokens; a token attends "
-            "to its own block and to all before it",
+            f"to {attends}",
         ),
         (
             "encoder",
@@ -135,10 +144,18 @@ def _elsewhere(source: str, said: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _probes(history: History) -> list[str]:
+def _no_results(opened: OpenCheckpoint, history: History) -> str:
+    if history.with_probe:
+        return "A trained probe came with these weights; it is not part of this export."
+    if opened.workdir is None or history.imported is not None:
+        return "What probes have found on these weights is not known here."
+    return "No probe was trained on these weights where they come from."
+
+
+def _probes(opened: OpenCheckpoint, history: History) -> list[str]:
     lines = [f"`probes/{name}` holds no results of a probe." for name in history.unreadable]
     if not history.probes:
-        return [*lines, "No probe was trained on these weights where they come from."]
+        return [*lines, _no_results(opened, history)]
     rows = []
     for probe in history.probes:
         step = "not said" if probe.step is None else f"{probe.step:,}"

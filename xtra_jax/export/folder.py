@@ -72,6 +72,15 @@ def check_out(out: str, *, overwrite: bool) -> epath.Path:
         raise UserError("--out is empty: name the folder to write")
     path = absolute(out)
     with explained(f"cannot write {out}"):
+        if is_local(path):
+            path = epath.Path(os.path.realpath(path))  # a link stays, and leads to the export
+            here = os.path.realpath(os.getcwd())
+            if os.path.commonpath([here, path]) == os.fspath(path):
+                raise UserError(
+                    f"--out={out} is the current folder or holds it, and would be moved away under "
+                    "it: name a folder other than the current one"
+                )
+            _restore(path)
         if not path.exists():
             return path
         if not path.is_dir():
@@ -114,11 +123,11 @@ def new_export(out: epath.Path, manifest: Mapping[str, Any]) -> Iterator[Folder]
             yield folder
             contents = {**FORMAT, **manifest, "files": folder.files}
             folder.write(MANIFEST, json.dumps(contents, indent=2, allow_nan=False) + "\n")
+            if local:
+                _put_in_place(staging, out)
         except BaseException:
             _remove(staging)
             raise
-        if local:
-            _put_in_place(staging, out)
 
 
 def _put_in_place(staging: epath.Path, out: epath.Path) -> None:
@@ -126,8 +135,20 @@ def _put_in_place(staging: epath.Path, out: epath.Path) -> None:
     _remove(old)
     if out.exists():
         out.rename(old)
-    staging.rename(out)
+    try:
+        staging.rename(out)
+    except BaseException:
+        if old.exists():
+            old.rename(out)
+        raise
     _remove(old)
+
+
+def _restore(out: epath.Path) -> None:
+    """Puts back what an export was about to replace when it was killed."""
+    old = out.with_name(out.name + _REPLACED)
+    if old.exists() and not out.exists() and _is_export(old):
+        old.rename(out)
 
 
 def _remove(path: epath.Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from etils import epath
@@ -41,6 +42,9 @@ class History:
     """Of one checkpoint.
 
     Attributes:
+        origin: whose encoder it is, by the tensor names it once had: "xtra", "vit" (timm, MAE), or
+            "aim".
+        with_probe: whether a trained head came with weights from elsewhere.
         step: the checkpoint's; None for a file of weights from elsewhere.
         losses: name of a loss to the last step up to the checkpoint's at which it was logged, and
             its value there.
@@ -49,6 +53,8 @@ class History:
         imported: what `import.json` says, where the weights came from elsewhere.
     """
 
+    origin: str = "xtra"
+    with_probe: bool = False
     step: int | None = None
     losses: dict[str, tuple[int, float]] = dataclasses.field(default_factory=dict)
     probes: tuple[ProbeResult, ...] = ()
@@ -65,7 +71,8 @@ def read_history(opened: OpenCheckpoint) -> History:
     run = opened.workdir
     step = int(opened.path.name) if opened.path.name.isdigit() else None
     if run is None or step is None:
-        return History(step)
+        report = dataclasses.asdict(opened.report) if opened.report else {}
+        return History(_origin(report), opened.read_probe is not None, step)
     losses: dict[str, tuple[int, float]] = {}
     if (run / "metrics.jsonl").exists():
         for line in read_metrics(run):
@@ -80,7 +87,26 @@ def read_history(opened: OpenCheckpoint) -> History:
             probes.extend(_probe_results(file))
         except (ValueError, KeyError, TypeError):
             unreadable.append(file.name)
-    return History(step, losses, tuple(probes), tuple(unreadable), _imported(run))
+    imported = _imported(run)
+    return History(
+        _origin(imported or {}),
+        (run / "probe.json").exists(),
+        step,
+        losses,
+        tuple(probes),
+        tuple(unreadable),
+        imported,
+    )
+
+
+def _origin(report: Mapping[str, Any]) -> str:
+    """Of weights with the report of an import; what an export of ours says of itself goes first."""
+    said = report.get("metadata")
+    origin = said.get("origin") if isinstance(said, Mapping) else None
+    for layout in (origin, report.get("layout")):
+        if layout in ("vit", "aim", "xtra"):
+            return layout
+    return "xtra"
 
 
 def _imported(run: epath.Path) -> dict[str, Any] | None:

@@ -15,10 +15,11 @@ from ml_collections import ConfigDict
 
 import xtra_jax
 from xtra_jax.config_overrides import closest
+from xtra_jax.data.images import without_paths
 from xtra_jax.errors import UserError
 from xtra_jax.export.card import model_card
 from xtra_jax.export.folder import Folder, check_out, new_export
-from xtra_jax.export.history import read_history
+from xtra_jax.export.history import History, read_history
 from xtra_jax.export.program import COMPUTES_IN, write_program
 from xtra_jax.interop.open_checkpoint import OpenCheckpoint, open_checkpoint, weights_sha256
 from xtra_jax.interop.published import to_published
@@ -76,18 +77,18 @@ def export(
         opened.need_predictor("the published layout")
     if format == "stablehlo":
         features.check(opened.spec.encoder.depth)
-    opened = _on_own_grid(opened)
-    provenance = _provenance(opened, format, dtype)
+    opened = _without_paths(_on_own_grid(opened))
+    history = read_history(opened)
+    provenance = _provenance(opened, history, format, dtype)
     with new_export(target, provenance | {"config": opened.config.to_dict()}) as folder:
         write = _WRITERS.get(format)
         if write is None:
             write_program(folder, opened, features, dtype)
         else:
             write(folder, opened, dtype, containers, _metadata(opened, provenance))
-        history = read_history(opened)
         asked = features if format == "stablehlo" else None
         folder.write("README.md", model_card(opened, provenance, history, folder.files, asked))
-    return _said(out, folder, provenance)
+    return _said(out, folder, provenance, history)
 
 
 def _write_ours(folder: Folder, opened: OpenCheckpoint, dtype, containers, about) -> None:
@@ -148,19 +149,33 @@ def _on_own_grid(opened: OpenCheckpoint) -> OpenCheckpoint:
     return dataclasses.replace(opened, params=params)
 
 
+def _without_paths(opened: OpenCheckpoint) -> OpenCheckpoint:
+    """With a config that tells nobody where things lie on this machine."""
+    config = opened.config.copy_and_resolve_references()
+    data = config.data
+    config.init_from = data.data_dir = ""
+    data.dataset, data.eval_dataset = map(without_paths, (data.dataset, data.eval_dataset))
+    if data.subset.startswith("list:"):
+        data.subset = f"list:{os.path.basename(data.subset)}"
+    return dataclasses.replace(opened, config=config)
+
+
 def _flat(params: dict) -> dict[str, np.ndarray]:
     return flatten_dict(params, sep="/")
 
 
-def _provenance(opened: OpenCheckpoint, format: str, dtype: str) -> dict[str, Any]:
+def _provenance(
+    opened: OpenCheckpoint, history: History, format: str, dtype: str
+) -> dict[str, Any]:
     """What the weights are and what wrote them: no times and no paths."""
-    run, params = opened.workdir, opened.params
+    params = opened.params
     exported = params if format in ("safetensors", "published") else params["encoder"]
     return {
         "layout": format,
         "dtype": dtype,
         "name": opened.config.name,
-        "checkpoint": opened.path.name if run is None else f"{run.name}, step {opened.path.name}",
+        "checkpoint": opened.name,
+        "origin": history.origin,
         "weights_sha256": weights_sha256(params),
         "parameters": sum(array.size for array in _flat(exported).values()),
         "written_by": f"xtra_jax {xtra_jax.__version__}, jax {jax.__version__}",
@@ -194,7 +209,9 @@ def _check_choice(flag: str, value: str, choices) -> None:
         raise UserError(f"{flag}={value} is not a choice: {meant} {', '.join(choices)}")
 
 
-def _said(out: str, folder: Folder, provenance: Mapping[str, Any]) -> str:
+def _said(out: str, folder: Folder, provenance: Mapping[str, Any], history: History) -> str:
     width = max(map(len, folder.files))
     lines = [f"{name:{width}}  {file['bytes']:>14,} bytes" for name, file in folder.files.items()]
+    if history.with_probe:
+        lines.append("the probe that came with these weights is not exported")
     return "\n".join([f"{provenance['parameters']:,} parameters are in {out}:", *lines])

@@ -7,10 +7,12 @@ and are its first argument.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import textwrap
 import zipfile
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -100,8 +102,21 @@ def export_program(
     images = jax.ShapeDtypeStruct((batch, size, size, 3), np.uint8)
     abstract = {n: jax.ShapeDtypeStruct(a.shape, a.dtype) for n, a in weights.items()}
     function, arguments = (of_images, (images,)) if inside else (of_weights, (abstract, images))
-    with jax.default_matmul_precision("highest" if dtype == "float32" else "default"):
+    precision = "highest" if dtype == "float32" else "default"
+    with jax.default_matmul_precision(precision), _without_paths():
         return export.export(jax.jit(function), platforms=PLATFORMS)(*arguments)
+
+
+@contextlib.contextmanager
+def _without_paths() -> Iterator[None]:
+    """Lowered programs tell of the files that each operation comes from; here without folders."""
+    name = "jax_hlo_source_file_canonicalization_regex"
+    before = getattr(jax.config, name)
+    jax.config.update(name, ".*/")
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)
 
 
 def _serialized(program: export.Exported) -> bytearray:

@@ -10,17 +10,18 @@ import jax
 
 from xtra_jax.export.program import PROGRAM, SCRIPT, WEIGHTS, script
 from xtra_jax.interop.open_checkpoint import OpenCheckpoint
+from xtra_jax.model.grid import Grid
 from xtra_jax.probing.features import FeatureSpec
 
 
 def usage(
     opened: OpenCheckpoint,
-    layout: str,
-    dtype: str,
+    provenance: Mapping[str, Any],
     files: Mapping[str, Mapping[str, Any]],
     features: FeatureSpec | None,
 ) -> str:
     """Markdown; see `model_card`."""
+    dtype = provenance["dtype"]
     data, size = opened.config.data, opened.spec.grid.image_size
     images = (
         f"Images come in as RGB, the short side resized to {data.eval_resize} pixels (bicubic) and "
@@ -34,9 +35,9 @@ def usage(
     text = {
         "safetensors": lambda: _safetensors(opened),
         "published": lambda: _published(opened, files),
-        "timm": lambda: _timm(opened, dtype),
+        "timm": lambda: _timm(opened, dtype, provenance["origin"]),
         "stablehlo": lambda: _program(opened, dtype, files, features),
-    }[layout]()
+    }[provenance["layout"]]()
     return f"{images}\n\n{text}"
 
 
@@ -102,7 +103,7 @@ def _published(opened: OpenCheckpoint, files: Mapping[str, Any]) -> str:
     )
 
 
-def _timm(opened: OpenCheckpoint, dtype: str) -> str:
+def _timm(opened: OpenCheckpoint, dtype: str, origin: str) -> str:
     spec, data = opened.spec, opened.config.data
     size, grid, width = spec.grid.image_size, spec.grid, spec.encoder.width
     cast, normalised = "", "(images - mean) / std"
@@ -131,9 +132,7 @@ def _timm(opened: OpenCheckpoint, dtype: str) -> str:
             linear = last.mean(1)  # what linear probes are trained on: without the final LayerNorm
     """
     return (
-        "**timm's model has no block causal mask: it must be given one at every call.** Without "
-        "`attn_mask` every token attends to every other, which this encoder was never trained "
-        "for, and nothing warns of it. `mask.safetensors` holds the mask for tokens in raster "
+        f"{_without_mask(grid, origin)} `mask.safetensors` holds the mask for tokens in raster "
         f"order, as timm keeps them, {grid.num_tokens} x {grid.num_tokens}, a row per token that "
         "attends: `attention_mask` is true where it may look, and `attention_bias` is the same as "
         "0 and -inf, for code that adds it to the logits of the attention.\n\n"
@@ -143,6 +142,21 @@ def _timm(opened: OpenCheckpoint, dtype: str) -> str:
         "`global_pool='avg'` and `fc_norm=False` and with `model_args` of `config.json`. "
         "`fc_norm=False` matters: otherwise timm puts the final LayerNorm behind the average "
         "pooling, and the norm of a mean is not the mean of norms."
+    )
+
+
+def _without_mask(grid: Grid, origin: str) -> str:
+    if grid.num_blocks == 1:
+        return (
+            "All tokens are one block here, so the mask lets each attend to every other: timm's "
+            "model gives the same features without it."
+        )
+    other = "which this encoder was never trained for"
+    if origin != "xtra":
+        other = "which gives other features than the mask"
+    return (
+        "**timm's model has no block causal mask: it must be given one at every call.** Without "
+        f"`attn_mask` every token attends to every other, {other}, and nothing warns of it."
     )
 
 
@@ -157,12 +171,13 @@ def _program(
     shape = ", ".join(["batch", *map(str, features.shape(0, spec.grid, width)[1:])])
     inside = WEIGHTS not in files
     where = "It holds the weights" if inside else f"Its weights are in `{WEIGHTS}`"
+    mask = "applies the block causal mask, " if spec.grid.num_blocks > 1 else ""
     code = script(size, inside=inside, dtype=dtype)
     return (
         f"`{PROGRAM}` ({files[PROGRAM]['bytes']:,} bytes) was written by `jax.export`. It takes "
         f"uint8 images [batch, {size}, {size}, 3], any number of them, normalises them itself, and "
-        f"gives float32 features [{shape}]: {described(features)}. {where}, applies the block "
-        f"causal mask, computes in {dtype}, and runs on cpu, cuda and tpu with `pip install jax "
+        f"gives float32 features [{shape}]: {described(features)}. {where}, {mask}"
+        f"computes in {dtype}, and runs on cpu, cuda and tpu with `pip install jax "
         f"flatbuffers`:\n\n    python {SCRIPT} images.npy features.npy\n\nwhere `{SCRIPT}` is"
         "\n\n" + _python(code) + f"\n\nIt was written by jax {jax.__version__}; an older jax may "
         "not read it, and newer ones promise to for half a year at least."
@@ -171,10 +186,13 @@ def _program(
 
 def _mask_sentence(opened: OpenCheckpoint) -> str:
     k = opened.spec.grid.block_size
+    if opened.spec.grid.num_blocks == 1:
+        return "All tokens are one block, and each attends to every other: there is no mask."
+    where = "in the encoder and in the predictor" if opened.whole else "in the encoder"
     return (
         f"The block causal mask belongs to the model and is no tensor of it: blocks of {k} x {k} "
         "tokens are numbered in raster order, and a token attends to its own block and to those "
-        "before it, in the encoder and in the predictor, also when features are extracted."
+        f"before it, {where}, also when features are extracted."
     )
 
 

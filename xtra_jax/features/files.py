@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import zipfile
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
@@ -65,12 +66,13 @@ def feature_file(
     """
     check_name(path)
     path = os.path.expanduser(path)
-    temporary = path + ".tmp"
+    temporary = f"{path}.{secrets.token_hex(4)}.tmp"  # nobody else's
     kind = _Npz if path.endswith(".npz") else _Safetensors
     with explained(f"cannot write {path}"):
+        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+        file = open(temporary, "xb")  # noqa: SIM115
         try:
-            os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-            with open(temporary, "wb") as file:
+            with file:
                 with contextlib.closing(
                     kind(file, shape, np.dtype(dtype), json.dumps(metadata))
                 ) as writer:
@@ -79,8 +81,7 @@ def feature_file(
                 os.fsync(file.fileno())
             os.replace(temporary, path)
         except BaseException:
-            if os.path.exists(temporary):
-                os.unlink(temporary)
+            os.unlink(temporary)
             raise
 
 

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 import xtra_jax
-from xtra_jax.data.images import UnlessOfSize, key_of
+from xtra_jax.data.images import UnlessOfSize, key_of, none_readable
 from xtra_jax.data.sources import Source
 from xtra_jax.data.transforms import EvalTransform
 from xtra_jax.errors import RunFailed, UserError
@@ -89,7 +89,7 @@ def extract_features(
     Raises:
         UserError: checkpoint, features and images don't fit together, none of the images can be
             read, or the file cannot be written.
-        RunFailed: features are too large for float16.
+        RunFailed: a feature of an image that can be used is not finite, or too large for float16.
     """
     if dtype not in DTYPES:
         raise UserError(f"--dtype={dtype} is not a choice: there are {' and '.join(DTYPES)}")
@@ -105,7 +105,7 @@ def extract_features(
     description = {
         "format": "xtra_jax features",
         "version": 1,
-        "checkpoint": os.fspath(checkpoint.path),
+        "checkpoint": checkpoint.name,
         "encoder_sha256": weights_sha256({"encoder": checkpoint.params["encoder"]}),
         "images": described_as,
         "features": dataclasses.asdict(features),
@@ -137,6 +137,7 @@ def extract_features(
     with contextlib.closing(batches), target as writer:
         for batch in batches:
             usable = batch["weight"] > 0
+            _check_finite(batch["features"], usable, source, sum(map(len, valid)))
             rows = np.where(usable.reshape(-1, *[1] * (len(shape) - 1)), batch["features"], np.nan)
             valid.append(usable)
             labels.append(batch["label"])
@@ -144,7 +145,7 @@ def extract_features(
                 writer.add(_narrowed(rows, usable, dtype))
         usable = np.concatenate(valid)
         if not usable.any():
-            raise UserError(f"none of the {len(source)} images can be read")
+            raise UserError(none_readable(len(source)))
         keys = [key_of(source, i) for i in range(len(source))] if first else []
         if first:
             writer.finish(
@@ -163,6 +164,20 @@ def _encoded(encoder_params, images, *, spec, grid: Grid, features: FeatureSpec,
     execution = Execution(place=activation_placement(mesh))
     found = encoder_features(encoder, patches, features, grid=grid, execution=execution)
     return {"features": found}
+
+
+def _check_finite(rows: np.ndarray, usable: np.ndarray, source: Source, done: int) -> None:
+    """RunFailed where the model fails on an image: NaN in the file means that there was none.
+
+    Args:
+        rows: of one batch, [batch, ...].
+        done: images in the batches before.
+    """
+    finite = np.isfinite(rows).all(axis=tuple(range(1, rows.ndim)))
+    failed = np.flatnonzero(usable & ~finite)
+    if len(failed):
+        key = key_of(source, done + int(failed[0]))
+        raise RunFailed(f"the features of {key} are not finite, so nothing was written")
 
 
 def _narrowed(rows: np.ndarray, usable: np.ndarray, dtype: str) -> np.ndarray:

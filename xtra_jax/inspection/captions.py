@@ -2,24 +2,44 @@
 
 from __future__ import annotations
 
+from ml_collections import ConfigDict
+
 from xtra_jax.inspection.classes import ClassCounts
 from xtra_jax.inspection.inputs import Inputs
 
 
-def classes_line(counts: ClassCounts) -> str:
+def training_data(data: ConfigDict) -> str:
+    """What the training images are drawn from: data set, split, and which part or mixture."""
+    parts = [data.dataset, data.train_split]
+    if data.subset:
+        parts.append(f"subset {data.subset}")
+    if data.mixture:
+        parts.append(f"mixed {':'.join(f'{share:g}' for share in data.mixture)}")
+    return ", ".join(parts)
+
+
+def about_classes(counts: ClassCounts, data: ConfigDict) -> list[str]:
+    """What the picture of the classes shows."""
+    noun = " class" if len(counts.names) == 1 else " classes"
+    return [classes_line(counts, data, noun)]
+
+
+def classes_line(counts: ClassCounts, data: ConfigDict, noun: str = "") -> str:
     """How many classes, how large they are, and by how many labels that is known."""
     if not counts.names:
         return "no labels"
     ranked = counts.ranked()
     (largest, most), (smallest, fewest) = ranked[0], ranked[-1]
     drawn = "" if counts.complete else f", by {counts.looked_at:,} images drawn at random"
-    text = f"{len(counts.names):,}{drawn}: {most:,} images of {largest}"
+    text = f"{len(counts.names):,}{noun}{drawn}: {most:,} images of {largest}"
     if counts.absent:
         text += f" down to none of {counts.absent:,} classes"
     else:
         text += f" down to {fewest:,} of {smallest}"
     if counts.unlabelled:
         text += f"; {counts.unlabelled:,} images have no label"
+    if data.mixture:  # training sees the classes in other proportions
+        text += "; counted by records, not by data.mixture"
     return text
 
 
@@ -34,7 +54,7 @@ def about_samples(inputs: Inputs) -> list[str]:
         f"erased with probability {inputs.erasing:g} (blue frames)" if inputs.erasing else "",
     ]
     return [
-        f"The first of {len(inputs.train):,} images ({data.dataset}, {data.train_split}) that seed "
+        f"The first of {len(inputs.train):,} images ({training_data(data)}) that seed "
         f"{inputs.config.seed} begins with: {', '.join(step for step in steps if step)}.",
         _grid_line(inputs),
     ]

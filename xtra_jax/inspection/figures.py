@@ -30,6 +30,8 @@ def as_json(found: Inspection) -> dict[str, Any]:
         "training": {
             "dataset": data.dataset,
             "split": data.train_split,
+            "subset": data.subset or None,
+            "mixture": list(data.mixture) or None,
             "images": len(inputs.train),
         },
         "evaluation": evaluation,

@@ -121,7 +121,7 @@ def _draw(found: Inspection, count: int) -> None:
         title = f"{name}: crops, and what they are cut from"
         keep(CROPS, draw_views(views, grid.image_size, title, about)[0])
     if found.classes.names:
-        about = [captions.classes_line(found.classes)]
+        about = captions.about_classes(found.classes, inputs.config.data)
         keep(CLASSES, draw_histogram(found.classes, f"{name}: images per class", about))
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from xtra_jax.data.decode import describe_decoder
 from xtra_jax.data.resize import describe_resizer
-from xtra_jax.inspection.captions import classes_line
+from xtra_jax.inspection.captions import classes_line, training_data
 from xtra_jax.inspection.inputs import NO_ENCODER, Inputs
 from xtra_jax.inspection.pixels import PixelStatistics
 from xtra_jax.inspection.speed import Pipeline
@@ -27,7 +27,7 @@ def describe(found: Inspection) -> str:
     rows = [
         ("training", _source_line(found.inputs, "train")),
         ("evaluation", _source_line(found.inputs, "evaluation")),
-        ("classes", classes_line(found.classes)),
+        ("classes", classes_line(found.classes, found.inputs.config.data)),
         ("unusable", _unusable_line(found)),
         *_pixel_rows(found.stages.pixels, found.inputs),
         ("decoder", describe_decoder()),
@@ -82,7 +82,7 @@ def remarks(found: Inspection) -> list[str]:
 def _source_line(inputs: Inputs, which: str) -> str:
     data = inputs.config.data
     if which == "train":
-        return f"{data.dataset}, {data.train_split}: {len(inputs.train):,} images"
+        return f"{training_data(data)}: {len(inputs.train):,} images"
     if inputs.evaluation is None:
         return "none: data.eval_split is empty"
     dataset = data.eval_dataset or data.dataset

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import time
 from collections.abc import Callable, Iterator
 
@@ -14,7 +13,7 @@ from PIL import Image
 from xtra_jax.data.ahead import BadRecord
 from xtra_jax.data.decode import BadImage, decode
 from xtra_jax.data.pipeline import train_batches
-from xtra_jax.data.workers import default_workers
+from xtra_jax.data.workers import available_cores, default_workers
 from xtra_jax.inspection.inputs import Inputs
 from xtra_jax.inspection.pixels import PixelMeter, PixelStatistics
 from xtra_jax.inspection.views import Unusable
@@ -62,7 +61,7 @@ class Pipeline:
 
     Attributes:
         workers: processes; 0 means threads of this one.
-        cores: that this process may run on.
+        cores: that this process may use.
         batch_size, images: of the measurement.
     """
 
@@ -143,8 +142,11 @@ def time_pipeline(inputs: Inputs, seconds: float, one_process: float) -> Pipelin
         one_process: images/s of a single process, for the size of the batches.
     """
     data = inputs.config.data
-    workers = default_workers() if data.num_workers < 0 else data.num_workers
     batch_size = int(np.clip(_BATCH_SECONDS * one_process, _SMALLEST_BATCH, LARGEST_BATCH))
+    workers = data.num_workers
+    if workers < 0:
+        size = inputs.pipeline_transform.size
+        workers = default_workers(inputs.config.batch_size * size * size * 3, data.prefetch)
     batches = train_batches(
         inputs.train,
         inputs.pipeline_transform,
@@ -168,8 +170,7 @@ def time_pipeline(inputs: Inputs, seconds: float, one_process: float) -> Pipelin
             if spent > seconds:
                 break
     images = taken * batch_size
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return Pipeline(images / spent, workers, cores or 1, batch_size, images)
+    return Pipeline(images / spent, workers, available_cores(), batch_size, images)
 
 
 class _Clock:

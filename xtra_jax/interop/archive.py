@@ -23,10 +23,17 @@ _LOCAL = b"PK\x03\x04"
 _IN_64 = 0xFFFFFFFF  # "see the zip64 field"
 _MAX_DIRECTORY = 64 << 20
 _CHUNK = 8 << 20
+_MAX_NAME = 250  # characters of a tensor's name
 
 
 class BadArchive(ValueError):
     """A file that is damaged, or no container of the kind it seems to be."""
+
+
+def check_name(name: str) -> None:
+    """BadArchive for a tensor's name that could not be shown in a message."""
+    if len(name) > _MAX_NAME or not name.isprintable():
+        raise BadArchive(f"a tensor in it has the name {name[:40]!r}..., which no checkpoint has")
 
 
 class Entry(NamedTuple):

@@ -21,7 +21,8 @@ import numpy as np
 
 from xtra_jax.errors import UserError
 from xtra_jax.interop import safe
-from xtra_jax.interop.archive import Archive, BadArchive, File
+from xtra_jax.interop.archive import Archive, BadArchive, File, check_name
+from xtra_jax.interop.beside import tensors_in, told
 from xtra_jax.interop.torch_objects import TABLE, TensorRef, storage_of
 from xtra_jax.interop.unpickle import MAX_BYTES, BadPickle, Record, Refused, unpickle
 
@@ -40,6 +41,7 @@ _STORAGES = {
 }
 _STATE_KEYS = ("state_dict", "module", "model", "model_state_dict")
 _TOLD = ("epoch", "global_step", "global_steps")  # what Lightning and DeepSpeed say of the run
+_MAX_BYTE_ORDER = 16  # bytes of "little" or "big"
 _ZIP = b"PK\x03\x04"
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".safetensors")
@@ -111,9 +113,7 @@ def read_tensors(path: os.PathLike | str) -> Tensors:
     if "://" in os.fspath(path) or ":/" in os.fspath(path):
         raise UserError(f"{path} is not on this machine: copy it here first")
     if path.is_dir():
-        inside = sorted(p for p in path.rglob("*") if p.suffix in _SUFFIXES)
-        meant = f": did you mean {inside[0]}?" if inside else ", and a file of weights is needed"
-        raise UserError(f"{path} is a folder{meant}")
+        raise UserError(f"{path} {_what_folder(path)}")
     with _explained(path):
         file = File(path)
         begin = file.read(0, min(16, file.size)).tobytes()
@@ -130,6 +130,18 @@ def read_tensors(path: os.PathLike | str) -> Tensors:
             )
     weakref.finalize(tensors, file.close)
     return tensors
+
+
+def _what_folder(path: Path) -> str:
+    """What a folder is that was given for a file: a checkpoint of ours, or one with files in it."""
+    runs = (path / "checkpoints", path / "state", *path.glob("[0-9]*/state"))
+    if any(place.is_dir() for place in runs):
+        return "is a checkpoint of xtra_jax already: every command takes it as it is"
+    found = [p for pattern in ("*", "*/*") for p in path.glob(pattern) if p.suffix in _SUFFIXES]
+    # What an export and an import leave beside the weights.
+    inside = sorted(p for p in found if p.stem not in ("mask", "probe"))
+    meant = next((p for p in inside if p.stem == "model"), inside[0] if inside else None)
+    return f"is a folder{f': did you mean {meant}?' if meant else ', and a file is needed'}"
 
 
 @contextlib.contextmanager
@@ -181,6 +193,8 @@ def _from_zip(path: Path, file: File) -> Tensors:
     if archive.entries[pickles[0]].size > MAX_BYTES:
         raise BadPickle(f"it takes {archive.entries[pickles[0]].size:,} bytes")
     order = root + "byteorder"
+    if order in archive.entries and archive.entries[order].size > _MAX_BYTE_ORDER:
+        raise BadArchive(f"its byte order takes {archive.entries[order].size:,} bytes")
     swapped = order in archive.entries and archive.read(order).tobytes() == b"big"
 
     def read_range(key: str, start: int, size: int) -> np.ndarray:
@@ -199,17 +213,18 @@ def _from_legacy(path: Path, file: File) -> Tensors:
     stream = io.BytesIO(file.read(0, min(file.size, MAX_BYTES)).tobytes())
     read = [unpickle(stream, TABLE, storage_of) for _ in range(5)]
     _, version, system, top, keys = read
-    if version != 1001 or not isinstance(system, dict) or not isinstance(keys, list):
+    is_known = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
+    if version != 1001 or not isinstance(system, dict) or not is_known:
         raise BadArchive("it is of a format of PyTorch's that is not known here")
     lengths = _storage_kinds(top)
     places: dict[str, tuple[int, int]] = {}
     at = stream.tell()
     for key in keys:
-        dtype = _STORAGES.get(lengths.get(str(key), ""))
+        dtype = _STORAGES.get(lengths.get(key, ""))
         if dtype is None:
-            raise BadArchive(f"its storage {str(key)[:40]!r} is of a dtype that is not known here")
+            raise BadArchive(f"its storage {key[:40]!r} is of a dtype that is not known here")
         numel = int.from_bytes(file.read(at, 8).tobytes(), "little")
-        places[str(key)] = (at + 8, numel * dtype.itemsize)
+        places[key] = (at + 8, numel * dtype.itemsize)
         at += 8 + numel * dtype.itemsize
         if at > file.size:
             raise BadArchive(
@@ -249,24 +264,24 @@ def _from_pickle(
     state, where = _state_dict(top)
     sources, unreadable = {}, {}
     for name, value in state.items():
-        if not isinstance(name, str):
-            continue
+        if not isinstance(name, str) or not isinstance(value, TensorRef | Record):
+            continue  # told below, if there are tensors in it
+        check_name(name)
         if isinstance(value, TensorRef):
             found = _source(value, size_of, read_range, swapped)
             if isinstance(found, Source):
                 sources[name] = found
             else:
                 unreadable[name] = found
-        elif isinstance(value, Record):
+        else:
             unreadable[name] = f"it is a {value.of or 'thing'}, which is not a plain tensor"
-    others = {key: value for key, value in top.items() if key != where} if where else {}
     return Tensors(
         path,
         container,
         sources,
         nbytes=nbytes,
         unreadable=unreadable,
-        elsewhere=tuple(_told(key, value) for key, value in others.items()),
+        elsewhere=told(top, state, where),
         metadata=_metadata(top) if where else {},
     )
 
@@ -327,35 +342,7 @@ def _metadata(top: dict) -> dict[str, str]:
 
 def _storage_kinds(top: Any) -> dict[str, str]:
     """Key to class of every storage that is referred to anywhere."""
-    return {ref.storage.key: ref.storage.kind for ref in _tensors_in(top)}
-
-
-def _told(key: Any, value: Any) -> str:
-    """What lies beside the state dict: its key, and what is in it."""
-    name = key if isinstance(key, str) else type(key).__name__
-    count = sum(1 for _ in _tensors_in(value))
-    return f"{name[:80]} ({count} tensors)" if count else name[:80]
-
-
-def _tensors_in(value: Any) -> Iterator[TensorRef]:
-    """Every tensor in what was unpickled, each once; without recursion, however deep it nests."""
-    waiting, seen = [value], set()
-    while waiting:
-        item = waiting.pop()
-        if isinstance(item, TensorRef):
-            if id(item) not in seen:
-                seen.add(id(item))
-                yield item
-        elif isinstance(item, dict | list | tuple | Record) and id(item) not in seen:
-            seen.add(id(item))
-            waiting.extend(_parts(item))
-
-
-def _parts(item: dict | list | tuple | Record) -> list:
-    if isinstance(item, Record):
-        pairs = [part for pair in item.entries for part in pair]
-        return [*item.arguments, item.state, *item.values, *pairs]
-    return list(item.values()) if isinstance(item, dict) else list(item)
+    return {ref.storage.key: ref.storage.kind for ref in tensors_in(top)}
 
 
 def summary(names: list[str], most: int = 4) -> str:

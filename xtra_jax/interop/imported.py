@@ -69,6 +69,12 @@ class Imported:
 def check_free(out: os.PathLike | str) -> None:
     """UserError if there is something where a checkpoint should be made."""
     target = absolute(out)
+    if is_local(target):
+        here, place = os.path.realpath(os.getcwd()), os.path.realpath(target)
+        if os.path.commonpath([here, place]) == place:
+            raise UserError(
+                f"--out={out} is the current folder or holds it: name a folder other than that"
+            )
     with explained(f"cannot write to {target}"):
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise UserError(f"{target} is there already: name another --out, or remove it")

@@ -102,7 +102,7 @@ class _Import:
             tensors.container,
             self.named.layout,
             elsewhere=tensors.elsewhere,
-            metadata={k: v for k, v in tensors.metadata.items() if k != "config"},
+            metadata=_few(tensors.metadata),
         )
         if passed:
             self.report.left_out["as asked for"] = passed
@@ -125,8 +125,8 @@ class _Import:
             carried=self.tensors.metadata.get("config", ""),
             whole=whole,
         )
-        self.report.notes += _still_assumed(sizes, config)
         spec = model_spec(config)
+        self.report.notes += _still_assumed(sizes, config, spec)
         params = self._params(sources, spec, whole)
         return Imported(params, config, self._probe(probe, spec), self.report)
 
@@ -216,18 +216,22 @@ class _Import:
         return unflatten_dict(flat, sep="/")
 
     def _one(self, name, file, path, shape, target, spec: XTRASpec) -> np.ndarray:
-        """One parameter: float32, contiguous, owning its memory."""
-        tensor = self.tensors[file]
-        if tensor.dtype.kind not in "fV":
-            raise UserError(f"{file} is of {tensor.dtype}, and weights are floating-point numbers")
+        """One parameter: float32, contiguous, owning its memory. Read when its shape is right."""
+        source = self.tensors.sources[file]
+        if source.dtype.kind not in "fV":
+            raise UserError(f"{file} is of {source.dtype}, and weights are floating-point numbers")
         own = self.named.layout == "xtra_jax"
+        first = 0
         if name == "enc.pos_embed" and self.class_token:
-            tensor = tensor[:, class_rows(tensor.shape[1], True) :]
-        expected = target if own else shape
-        if tensor.shape != tuple(expected):
-            raise UserError(
-                f"{file} has shape {list(tensor.shape)}, and this model needs {list(expected)}"
-            )
+            first = class_rows(source.shape[1], True)
+        expected = tuple(target if own else shape)
+        has = source.shape
+        if first:
+            has = (has[0], has[1] - first, *has[2:])
+        if has != expected:
+            raise UserError(f"{file} has shape {list(has)}, and this model needs {list(expected)}")
+        tensor = self.tensors[file]
+        tensor = tensor[:, first:] if first else tensor
         made = _aligned(target)
         made[...] = tensor if own else tensor_from_published(path, tensor, spec, target)
         return made
@@ -235,7 +239,7 @@ class _Import:
     def _check_total(self, files: Iterable[str]) -> None:
         """Many names for one storage would otherwise make a large model of a small file."""
         sources = [self.tensors.sources[file] for file in files]
-        total = sum(int(np.prod(s.shape)) * s.dtype.itemsize for s in sources)
+        total = sum(math.prod(s.shape) * s.dtype.itemsize for s in sources)
         if total > self.tensors.nbytes:
             raise UserError(
                 f"its tensors come to {total:,} bytes, and the file has {self.tensors.nbytes:,}: "
@@ -280,7 +284,7 @@ class _Import:
         return make_probe(
             names,
             lambda name: self.tensors[files[name]],
-            present,
+            {name: self._shape(files[name]) for name in present},
             width=spec.encoder.width,
             depth=spec.encoder.depth,
             num_heads=heads,
@@ -296,11 +300,21 @@ def _aligned(shape: tuple[int, ...]) -> np.ndarray:
     return memory[start : start + size].view(np.float32).reshape(shape)
 
 
-def _still_assumed(sizes: Sizes, config: ConfigDict) -> list[str]:
+def _few(metadata: Mapping[str, str]) -> dict[str, str]:
+    """What a file says of itself, but for its config, cut to what a report can hold."""
+    said = [(key[:100], text[:1000]) for key, text in metadata.items() if key != "config"]
+    return dict(said[:100])
+
+
+def _still_assumed(sizes: Sizes, config: ConfigDict, spec: XTRASpec) -> list[str]:
     """The notes on what was assumed, those that the user has decided otherwise left out."""
+    heads = {
+        "model.num_heads": spec.encoder.num_heads,  # 0 in a config that leaves them to a variant
+        "predictor.num_heads": spec.predictor.num_heads,
+    }
     kept = []
     for note, (key, value) in zip(sizes.notes, sizes.assumed.items(), strict=True):
         room, name = key.split(".")
-        if config[room][name] == value:
+        if heads.get(key, config[room][name]) == value:
             kept.append(note)
     return kept

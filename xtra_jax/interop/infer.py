@@ -16,8 +16,14 @@ from xtra_jax.errors import UserError
 from xtra_jax.interop.layouts import class_rows
 from xtra_jax.model.variants import VARIANTS, XTRASpec
 
+# What is believed of a config that comes with a file. All else would be a stranger's settings for
+# this machine: what it reads, in how many processes, and where.
+_CARRIED_ROOMS = ("model", "predictor", "head", "loss")
+_CARRIED_DATA = ("mean", "std", "eval_resize")
+_MAX_RESIZE = 4  # times the image size
 MAX_DEPTH = 96  # layers; the deepest of the paper has 40
 _PUBLISHED = ("configs/pretrain/xtra_b16_in1k.py", "configs/pretrain/xtra_h14_in21k.py")
+_SHORT = dict(zip(VARIANTS, ("ViT-Ti", "ViT-S", "ViT-B", "ViT-L", "ViT-H", "ViT-g"), strict=True))
 _PUBLISHED_BLOCK = 4  # tokens per block side in all published pretraining
 _ASSUMED_IMAGE = 224  # pixels, of encoders whose fixed positions don't tell
 
@@ -276,16 +282,40 @@ def _headless(config: ConfigDict, whole: bool) -> ConfigDict:
 
 
 def _from_file(carried: str, sizes: Sizes, whole: bool, overrides) -> ConfigDict | None:
-    """The config that our exports carry; None if there is none, or it isn't that of the tensors."""
-    if not 0 < len(carried) < 1 << 16:
+    """The config that our exports carry; None if there is none, or it isn't that of the tensors.
+
+    It describes the model and how pixels are normalised; the rest is the base's.
+    """
+    # Without positions in the file, nothing would hold its image size against the tensors.
+    if not 0 < len(carried) < 1 << 16 or "model.image_size" not in sizes.said:
         return None
     try:
-        values = json.loads(carried)
-        config = load("configs/base.py", _flat(values))
+        config = load("configs/base.py", _believed(_flat(json.loads(carried)), sizes, whole))
         check_sizes(sizes, _headless(config, whole))
     except (UserError, ValueError, TypeError, RecursionError, AttributeError):
         return None
     return _headless(_overridden(config, overrides), whole)
+
+
+def _believed(values: dict[str, Any], sizes: Sizes, whole: bool) -> dict[str, Any]:
+    """Those keys of a file's config that are taken from it.
+
+    An encoder's tensors say nothing of a predictor, so that of its config could be of any size.
+    """
+    rooms = _CARRIED_ROOMS if whole else ("model", "loss")
+    data = [f"data.{key}" for key in _CARRIED_DATA]
+    found = {k: v for k, v in values.items() if k.partition(".")[0] in rooms or k in data}
+    image, resize = sizes.said["model.image_size"].value, found.get("data.eval_resize")
+    if type(resize) is not int or not image <= resize <= _MAX_RESIZE * image:
+        found["data.eval_resize"] = _usual_resize(image)
+    # A single block is a model only where nothing is predicted.
+    alone = {} if whole else {"head.num_tokens": 0}
+    return found | {"name": "imported"} | alone
+
+
+def _usual_resize(image: int) -> int:
+    """What images are resized to before the centre crop."""
+    return 8 * image // 7
 
 
 def _flat(values: dict, prefix: str = "") -> dict[str, Any]:
@@ -312,6 +342,7 @@ def _inferred(sizes: Sizes, whole: bool, overrides: Mapping[str, Any]) -> Config
             config = _headless(config, whole)
             for key, value in sizes.assumed.items():
                 override(config, key, value)
+            _assume_heads(sizes, overrides, config.model.variant, config if whole else None)
             return _overridden(config, overrides)
 
     values = {key: said.value for key, said in sizes.said.items()} | sizes.assumed
@@ -327,6 +358,7 @@ def _inferred(sizes: Sizes, whole: bool, overrides: Mapping[str, Any]) -> Config
         )
         if is_it:
             values |= {"model.variant": name, "model.width": 0, "model.depth": 0}
+            _assume_heads(sizes, overrides, name)
             break
     else:
         values |= {"model.variant": "custom", "model.mlp_ratio": hidden / width}
@@ -334,8 +366,23 @@ def _inferred(sizes: Sizes, whole: bool, overrides: Mapping[str, Any]) -> Config
     if whole:
         _need(overrides, "predictor.num_heads", f"a predictor of width {values['predictor.width']}")
     image = values["model.image_size"]
-    values |= {"name": "imported", "data.eval_resize": 8 * image // 7}
+    values |= {"name": "imported", "data.eval_resize": _usual_resize(image)}
     return _overridden(config, values | dict(overrides))
+
+
+def _assume_heads(
+    sizes: Sizes, known: Mapping[str, Any], variant: str, published: ConfigDict | None = None
+) -> None:
+    """Notes that attention heads are those of a variant, and of a published whole model."""
+    of = f"heads, as {_SHORT[variant]} has,"
+    assumed = {"model.num_heads": (VARIANTS[variant].num_heads, of)}
+    if published is not None:
+        of = "heads of the predictor, as the published one of its sizes has,"
+        assumed["predictor.num_heads"] = published.predictor.num_heads, of
+    for key, (count, of) in assumed.items():
+        if key not in known:
+            sizes.assumed[key] = count
+            sizes.notes.append(f"{count} {of} are assumed; --config.{key}=N says otherwise")
 
 
 def _need(overrides: Mapping[str, Any], key: str, whose: str) -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -21,14 +22,28 @@ from ml_collections import ConfigDict
 from xtra_jax.config import from_dict, load, model_spec, validate
 from xtra_jax.config_overrides import override
 from xtra_jax.errors import UserError
+from xtra_jax.interop.imported import Report
 from xtra_jax.interop.importer import import_weights
-from xtra_jax.interop.probes import Probe, read_probe
+from xtra_jax.interop.probes import (
+    PUBLISHED_HEADS,
+    PUBLISHED_LAYERS,
+    Probe,
+    read_probe,
+)
 from xtra_jax.model.variants import XTRASpec
 from xtra_jax.model.xtra import abstract_params
 from xtra_jax.training.checkpoint import find_checkpoint, read_config, restore_params
 from xtra_jax.training.storage import absolute, explained
 
 _WEIGHTS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+_NO_MODEL = ("mask", "probe")  # names of files that lie beside a model's
+# A probe's names in a file, XTRA's and AIM's. Its heads and layers leave no trace there, and what
+# only needs the encoder must not fail for them.
+_PROBE = (
+    "*classifier.*",
+    *(f"*head.{part}" for part in ("cls_token", "k.*", "v.*", "linear.*", "bn.*")),
+)
+_PASSED_OVER = "as asked for"  # the report's reason
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,13 +55,15 @@ class OpenCheckpoint:
         config: of the pretraining run; of a foreign file what was given or could be inferred.
         params: nested dicts of NumPy arrays, float32. `encoder` is always there, the rest of the
             model (`projection`, `predictor`, `heads`) together or not at all.
-        probe: the trained head that a file holds beside its encoder; None without one.
+        report: what became of a file's tensors, where it is one; its probe is left out.
+        read_probe: reads the trained head that a file holds beside its encoder; None without one.
     """
 
     path: epath.Path
     config: ConfigDict
     params: dict
-    probe: Probe | None = None
+    report: Report | None = None
+    read_probe: Callable[[], Probe] | None = None
 
     @property
     def spec(self) -> XTRASpec:
@@ -61,6 +78,12 @@ class OpenCheckpoint:
     def workdir(self) -> epath.Path | None:
         """The working directory of the run that the checkpoint belongs to, if it does to one."""
         return self.path.parent.parent if self.path.parent.name == "checkpoints" else None
+
+    @property
+    def name(self) -> str:
+        """The checkpoint without the folders it lies in, which are this machine's own."""
+        run = self.workdir
+        return self.path.name if run is None else f"{run.name}, step {self.path.name}"
 
     def need_predictor(self, what: str) -> None:
         """UserError where the encoder is alone and `what` ("the loss") needs the whole model."""
@@ -103,7 +126,7 @@ def open_checkpoint(
         )
     if isinstance(config, str) and config:
         config = _pretraining_config(config)
-    found = absolute(path)
+    found, report, reader = absolute(path), None, None
     with explained(f"cannot read {found}"):
         is_file = found.is_file()
         if not is_file:
@@ -111,16 +134,17 @@ def open_checkpoint(
     if is_file:
         if step is not None:
             raise UserError(f"step {step} was asked for, and {path} is a single file of weights")
-        imported = import_weights(found, config or None, overrides)
-        params, described, probe = imported.params, imported.config, imported.probe
+        imported = import_weights(found, config or None, overrides, leave_out=_PROBE)
+        params, described, report = imported.params, imported.config, imported.report
+        if _PASSED_OVER in report.left_out:
+            reader = partial(_probe_of_file, found, config or None, overrides)
     else:
         found = find_checkpoint(path, step)
         params, described = restore_params(found), config or from_dict(read_config(found))
-        probe = None
     described = _overridden(described, settings or {}, overrides or {})
     params = jax.tree.map(_as_float32, params)
     _check_fits(found, params, described, own=not config)
-    return OpenCheckpoint(found, described, params, probe)
+    return OpenCheckpoint(found, described, params, report, reader)
 
 
 def open_probe(checkpoint: OpenCheckpoint, folder: os.PathLike | str = "") -> Probe:
@@ -134,11 +158,29 @@ def open_probe(checkpoint: OpenCheckpoint, folder: os.PathLike | str = "") -> Pr
     """
     if folder:
         return read_probe(folder)
-    if checkpoint.probe is not None:
-        return checkpoint.probe
+    if checkpoint.read_probe is not None:
+        return checkpoint.read_probe()
     if checkpoint.workdir is None:
         raise UserError(f"{checkpoint.path} holds no probe (classifier.*): say where one is")
     return read_probe(checkpoint.workdir)
+
+
+def _probe_of_file(path, config, overrides) -> Probe:
+    """The head in a file of weights, as published ones are: the file doesn't tell all of it.
+
+    Raises:
+        UserError: it is another one.
+    """
+    try:
+        return import_weights(path, config, overrides).probe
+    except UserError as error:
+        if "--probe_" not in str(error):
+            raise
+        raise UserError(
+            f"the probe in {path} is not as published, with {PUBLISHED_HEADS} attention heads on "
+            f"the mean of {PUBLISHED_LAYERS} layers: say what it has to `xtra import {path} --out "
+            "DIR`, by --probe_heads and --probe_layers, and give DIR as the checkpoint"
+        ) from error
 
 
 def weights_sha256(params: Mapping[str, Any]) -> str:
@@ -160,9 +202,13 @@ def _refuse_other_folders(path: epath.Path) -> None:
             f"{path} holds no checkpoint, for it does not exist: give a run's working directory, "
             "one of its checkpoints, or a file of weights"
         )
-    files = [file for file in sorted(path.iterdir()) if file.suffix in _WEIGHTS]
+    files = [
+        file
+        for file in sorted(path.iterdir())
+        if file.suffix in _WEIGHTS and file.stem not in _NO_MODEL
+    ]
     if files and not (path / "checkpoints").exists():
-        meant = min(files, key=lambda file: _WEIGHTS.index(file.suffix))
+        meant = min(files, key=lambda file: (file.stem != "model", _WEIGHTS.index(file.suffix)))
         raise UserError(f"{path} holds no checkpoint: did you mean the file {meant}?")
 
 

@@ -102,7 +102,7 @@ def probe_names(present: set[str]) -> dict[str, str] | None:
 def make_probe(
     names: Mapping[str, str],
     read: Callable[[str], np.ndarray],
-    present: set[str],
+    present: Mapping[str, tuple[int, ...]],
     *,
     width: int,
     depth: int,
@@ -114,7 +114,7 @@ def make_probe(
     Args:
         names: from `probe_names`.
         read: gives the tensor of a published name.
-        present: the published names there are.
+        present: the published names there are, and their shapes.
         width, depth: of the encoder.
         num_heads, last_layers: of an attentive head; they leave no trace in its tensors.
 
@@ -127,20 +127,21 @@ def make_probe(
         if name not in present:  # AIM's classifier has no bias
             flat[path] = np.zeros(classes, np.float32)
             continue
-        tensor = np.asarray(read(name)).astype(np.float32)
-        if path == "params/classifier/kernel" and tensor.ndim == 2:
-            classes = tensor.shape[0]
+        shape = present[name]
+        if path == "params/classifier/kernel" and len(shape) == 2:
+            classes = shape[0]
         expected = _SHAPES.get(path, "width")
         sizes = {"width": width, "classes": classes, "1": 1, "queries": 0}
         wanted = [sizes[word] for word in expected.split(", ")]
-        fits = tensor.ndim == len(wanted) and all(
-            size in (want, 0) or not want for size, want in zip(tensor.shape, wanted, strict=True)
+        fits = len(shape) == len(wanted) and all(
+            size == want or not want for size, want in zip(shape, wanted, strict=True)
         )
-        if not fits or not tensor.size:
+        if not fits or not all(shape):
             raise UserError(
-                f"classifier.{name} has shape {list(tensor.shape)}, and [{expected}] is expected "
+                f"classifier.{name} has shape {list(shape)}, and [{expected}] is expected "
                 f"for an encoder of width {width}"
             )
+        tensor = np.asarray(read(name)).astype(np.float32)
         flat[path] = tensor[0] if name == "cls_token" else np.ascontiguousarray(tensor.T)
     tree = unflatten_dict(flat, sep="/")
     attentive = "query" in tree["params"]

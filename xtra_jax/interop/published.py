@@ -10,9 +10,8 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import flatten_dict
 
-from xtra_jax.errors import UserError
 from xtra_jax.model.grid import Grid
 from xtra_jax.model.variants import XTRASpec
 from xtra_jax.model.xtra import abstract_params
@@ -143,37 +142,6 @@ def published_shapes(spec: XTRASpec) -> dict[str, tuple[int, ...]]:
         names[path]: _to_published(path, np.empty(shape, np.bool_), spec).shape
         for path, shape in parameter_shapes(spec).items()
     }
-
-
-def from_published(tensors: dict[str, np.ndarray], spec: XTRASpec) -> dict:
-    """Published tensors to our parameters.
-
-    Args:
-        tensors: published name to array; exactly those of the model.
-
-    Returns:
-        Nested dicts, of the arrays' own dtype.
-
-    Raises:
-        UserError: a tensor is missing, left over, or of a shape that this model doesn't have.
-    """
-    names, shapes = published_names(spec), published_shapes(spec)
-    missing = sorted(set(shapes) - set(tensors))
-    unknown = sorted(set(tensors) - set(shapes))
-    for what, which in (("lacks", missing), ("has an unknown", unknown)):
-        if which:
-            more = f" and {len(which) - 1} more" if len(which) > 1 else ""
-            raise UserError(f"the published checkpoint {what} {which[0]}{more} for this model")
-    ours = {}
-    for path, expected in parameter_shapes(spec).items():
-        tensor = np.asarray(tensors[names[path]])
-        if tensor.shape != shapes[names[path]]:
-            raise UserError(
-                f"{names[path]} has shape {list(tensor.shape)} in the published checkpoint, and "
-                f"this model needs {list(shapes[names[path]])}"
-            )
-        ours[path] = tensor_from_published(path, tensor, spec, expected)
-    return unflatten_dict(ours, sep="/")
 
 
 def to_published(params: dict, spec: XTRASpec) -> dict[str, np.ndarray]:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import ml_dtypes
 import numpy as np
 
-from xtra_jax.interop.archive import BadArchive, File
+from xtra_jax.interop.archive import BadArchive, File, check_name
 
 _MAX_HEADER = 16 << 20  # bytes; that of a model of 500 tensors has 50 kB
 
@@ -61,6 +61,7 @@ def spans(file: File) -> tuple[dict[str, Span], dict[str, str], list[str]]:
     found, unread = {}, []
     places = []
     for name, entry in header.items():
+        check_name(name)
         begin, end, shape, kind = _fields(name, entry)
         places.append((begin, end))
         if kind not in DTYPES:
@@ -90,6 +91,9 @@ def _fields(name: str, entry) -> tuple[int, int, tuple[int, ...], str]:
         sizes = [*shape, *offsets] if isinstance(shape, list) and isinstance(offsets, list) else []
         right = sizes and all(type(size) is int and 0 <= size < 2**48 for size in sizes)
         if right and len(offsets) == 2 and len(shape) <= 8 and isinstance(kind, str):
+            # Of no numbers at all, a tensor could still have axes that no array can have.
+            if math.prod(max(size, 1) for size in shape) >= 2**48:
+                raise BadArchive(f"{name[:80]!r} has the huge shape {shape}")
             return *offsets, tuple(shape), kind
     raise BadArchive(f"its header is damaged (at {name[:80]!r})")
 

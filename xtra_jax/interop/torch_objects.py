@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
 from xtra_jax.interop.unpickle import BadPickle, Global, as_key
+
+_MAX_KEY = 200  # characters of a storage's name, which PyTorch counts or takes from an address
 
 
 @dataclasses.dataclass(eq=False)
@@ -44,7 +47,10 @@ def storage_of(pid: Any) -> Storage:
         raise BadPickle("a storage of no class of PyTorch's")
     if not isinstance(key, str | int) or not _is_size(numel):
         raise BadPickle("a storage without key or size")
-    return Storage(kind.name, str(key), numel)
+    key = str(key)
+    if len(key) > _MAX_KEY:
+        raise BadPickle("a storage with a name that is too long")
+    return Storage(kind.name, key, numel)
 
 
 def _is_size(value: Any) -> bool:
@@ -61,6 +67,9 @@ def _tensor(storage, offset, shape, stride, *_, dtype: str = "") -> TensorRef:
     )
     if not sizes_are_right:
         raise BadPickle("a tensor without storage, shape or strides")
+    # Of no numbers at all, it could still have axes that no array can have.
+    if math.prod(max(size, 1) for size in shape) >= 2**48:
+        raise BadPickle(f"a tensor of the huge shape {list(shape)}")
     return TensorRef(storage, offset, shape, stride, dtype)
 
 
@@ -76,6 +85,8 @@ def _with_attributes(of, _, arguments, *__):
     """A tensor of a subclass, or with attributes of its own: the tensor."""
     if str(of) != "torch._utils._rebuild_tensor_v2":
         raise BadPickle(f"a tensor made by {of if isinstance(of, Global) else 'what is no name'}")
+    if not isinstance(arguments, tuple) or len(arguments) > 16:
+        raise BadPickle("a tensor made of too much")
     return _tensor(*arguments)
 
 

@@ -6,8 +6,9 @@ instructions, but a name stays a `Global`: two strings. Calling one gives what a
 (see `xtra_jax.interop.torch_objects`) or else a `Record`, an inert note of what would have been
 called. Names of the standard library that no weights need are refused on sight.
 
-What a file can cost is bounded too: the length of a pickle, the number of its instructions, and so
-the memory that its objects take. No function here recurses into what it reads.
+What a file can cost is bounded too: the length of a pickle, the number of its instructions, the
+number of items put into containers, and so the memory that its objects take. No function here
+recurses into what it reads.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ from typing import Any
 
 MAX_BYTES = 16 << 20  # of a pickle; that of a checkpoint with optimizer state has some 0.2 MB
 MAX_INSTRUCTIONS = 2_000_000  # seconds, and below 1 GB even if each one makes an object
+MAX_ITEMS = 2_000_000  # put into containers: one list can be named, and copied, again and again
+_MAX_ARGUMENTS = 16  # of what the table calls
+_MAX_NAME = 1000  # characters of a module, a class or a key; longer ones are slow to compare
 
 # Of the standard library, these may be named; whatever else is, no weights need.
 _HARMLESS = {
@@ -125,6 +129,7 @@ class _Machine:
         self._stack: list = []
         self._below: list[list] = []  # what lies under each mark
         self._memo: dict[int, Any] = {}
+        self._items = 0
 
     def run(self, stream: io.BytesIO) -> Any:
         for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
@@ -143,6 +148,12 @@ class _Machine:
                     raise Refused(f"has the instruction {name}, which no weights need")
                 run(argument)
         raise BadPickle("it has no end")
+
+    def _charge(self, count: int) -> None:
+        """Counts items that are put into a container, before they are."""
+        self._items += count
+        if self._items > MAX_ITEMS:
+            raise BadPickle(f"more than {MAX_ITEMS:,} items")
 
     def _to_mark(self) -> list:
         items, self._stack = self._stack, self._below.pop()
@@ -199,7 +210,9 @@ class _Machine:
 
     def _dict(self, _):
         made: dict = {}
-        _set_items(made, self._to_mark())
+        items = self._to_mark()
+        self._charge(len(items))
+        _set_items(made, items)
         self._stack.append(made)
 
     def _frozenset(self, _):
@@ -209,10 +222,12 @@ class _Machine:
 
     def _append(self, _):
         item = self._stack.pop()
+        self._charge(1)
         _extend(self._stack[-1], [item])
 
     def _appends(self, _):
         items = self._to_mark()
+        self._charge(len(items))
         _extend(self._stack[-1], items)
 
     _additems = _appends
@@ -220,10 +235,12 @@ class _Machine:
     def _setitem(self, _):
         value = self._stack.pop()
         key = self._stack.pop()
+        self._charge(1)
         _set_items(self._stack[-1], [key, value])
 
     def _setitems(self, _):
         items = self._to_mark()
+        self._charge(len(items))
         _set_items(self._stack[-1], items)
 
     # The memo, through which an object is used several times.
@@ -234,6 +251,8 @@ class _Machine:
     _binget = _long_binget = _get
 
     def _put(self, index):
+        if not 0 <= index < 2**32:  # numbers of any size could be made to collide
+            raise BadPickle("a memo of a number that is too large")
         self._memo[index] = self._stack[-1]
 
     _binput = _long_binput = _put
@@ -258,7 +277,12 @@ class _Machine:
         if not isinstance(arguments, tuple):
             raise Refused(f"calls {of} without arguments")
         build = self._table.get(str(of))
-        return Record(of, arguments) if build is None else build(*arguments)
+        if build is None:
+            return Record(of, arguments)
+        if len(arguments) > _MAX_ARGUMENTS:
+            raise BadPickle(f"a call of {of} with {len(arguments):,} arguments")
+        self._charge(sum(len(a) for a in arguments if isinstance(a, list | tuple | dict)))
+        return build(*arguments)
 
     def _reduce(self, _):
         arguments = self._stack.pop()
@@ -304,6 +328,8 @@ _PUSHES = {
 def _named(module: Any, name: Any) -> Global:
     if not isinstance(module, str) or not isinstance(name, str):
         raise BadPickle("a name that is no text")
+    if max(len(module), len(name)) > _MAX_NAME:
+        raise BadPickle("a name that is too long")
     if module.split(".")[0] in _STANDARD and name not in _HARMLESS.get(module, ()):
         raise Refused(f"names {module[:80]}.{name[:80]}, which no weights need")
     return Global(module, name)
@@ -331,8 +357,10 @@ def _set_items(target: Any, items: list) -> None:
 
 
 def as_key(key: Any) -> Any:
-    """A key whose hash neither recurses nor can be made to collide; others become records."""
-    if key is None or isinstance(key, str | bytes | float | Global):
+    """A key that is quick to hash and compare and can't be made to collide; others are records."""
+    if key is None or isinstance(key, float | Global):
+        return key
+    if isinstance(key, str | bytes) and len(key) <= _MAX_NAME:
         return key
     if isinstance(key, int) and -(2**63) <= key < 2**63:
         return key

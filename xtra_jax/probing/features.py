@@ -7,8 +7,10 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
+from xtra_jax.data.images import refuse_unit_range
 from xtra_jax.errors import UserError
 from xtra_jax.interop.open_checkpoint import open_checkpoint
 from xtra_jax.model.encoder import Encoder
@@ -41,8 +43,8 @@ class FeatureSpec:
         """UserError unless an encoder of so many layers has these features."""
         if not 1 <= self.last_layers <= depth:
             raise UserError(
-                f"probe.last_layers={self.last_layers}, and the encoder has {depth} layers: ask "
-                f"for 1 to {depth}"
+                f"last_layers={self.last_layers}, and the encoder has {depth} layers: ask for 1 to "
+                f"{depth}"
             )
 
     def shape(self, images: int, grid: Grid, width: int) -> tuple[int, ...]:
@@ -111,7 +113,7 @@ def load_encoder(
     *,
     config: str | ConfigDict = "",
     image_size: int = 0,
-    dtype: str = "",
+    dtype: str = "float32",
 ):
     """Loads a frozen encoder from a run, a checkpoint, or a file of weights from elsewhere.
 
@@ -121,17 +123,19 @@ def load_encoder(
         config: the pretraining config of a file, where its tensors don't tell enough.
         image_size: pixels per side of the images that will come, where that isn't the size the
             encoder was trained on: its positions are resized bicubically, as published.
-        dtype: that the encoder computes in, "float32" or "bfloat16"; its config's by default.
+        dtype: that the encoder computes in, "float32" or "bfloat16"; its config's is what it was
+            trained in. float32 means float32 on every device, matrix products too.
 
     Returns:
         A function from images [batch, size, size, 3] and a `FeatureSpec` (`LINEAR` by default) to
         features, float32 [batch, tokens, width], or [batch, width] when pooled. Images are uint8,
-        or float32 and normalised already. Every batch runs on jax's default device.
+        or float32 and normalised already, of jax, NumPy or anything that `np.asarray` takes; for
+        others the function raises UserError. Every batch runs on jax's default device.
 
     Raises:
         UserError: there is no such checkpoint, or the config does not describe it.
     """
-    settings = {"model.dtype": dtype, "model.attention": "xla"} if dtype else {}
+    settings = {"model.dtype": dtype, "model.attention": "xla"}
     opened = open_checkpoint(path, config=config, settings=settings, step=step)
     spec, data = opened.spec, opened.config.data
     grid = spec.grid.resized(image_size) if image_size else spec.grid
@@ -140,16 +144,24 @@ def load_encoder(
     @partial(jax.jit, static_argnums=2)
     def extract(params, images, features):
         patches = model_input(images, grid, data.mean, data.std)
-        return encoder_features(bind_encoder(spec, params), patches, features, grid=grid)
+        with jax.default_matmul_precision("highest" if dtype == "float32" else "default"):
+            return encoder_features(bind_encoder(spec, params), patches, features, grid=grid)
 
     def encode(images, features: FeatureSpec = LINEAR):
         size = grid.image_size
+        if not isinstance(images, jax.Array):
+            try:
+                images = np.asarray(images)
+            except (TypeError, ValueError) as error:  # a list of images of several sizes
+                raise UserError(f"the encoder takes one array of images: {error}") from error
         known = images.dtype in ("uint8", "float32")
         if images.ndim != 4 or images.shape[1:] != (size, size, 3) or not known:
             raise UserError(
                 f"the encoder takes uint8 images [batch, {size}, {size}, 3] (or float32, "
                 f"normalised already), and got {images.dtype} {list(images.shape)}"
             )
+        if images.dtype != "uint8" and not isinstance(images, jax.core.Tracer):
+            refuse_unit_range(images)
         return extract(params, images, features)
 
     return encode

@@ -124,6 +124,7 @@ def probe_params(
         **share,
     )
     eval_transform = evaluation_transform(config, config.data.image_size)
+    bad_eval_images = BadImages()  # of all evaluations, so that each is named once
     encoder = jax.device_put(params["encoder"], shardings(params["encoder"], mesh))
     features = partial(_features, config=config, pretraining=pretraining, groups=tuple(groups))
 
@@ -147,13 +148,13 @@ def probe_params(
             groups,
             jax.tree_util.Partial(features, encoder),
             batches,
-            lambda: eval_batches(eval_source, eval_transform, **share),
+            lambda: eval_batches(eval_source, eval_transform, bad_images=bad_eval_images, **share),
             recipe,
             seed=config.seed,
             put=lambda batch: put_batch(batch, mesh),
             sharding=replicated(mesh),
-            bad_images=BadImageLimit(
-                len(train_source), config.batch_size, config.data.bad_fraction, bad_images
+            bad_images=BadImageLimit.of(
+                train_source, config.batch_size, config.data.bad_fraction, bad_images
             ),
             on_step=on_step,
             on_evaluation=on_evaluation,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
 from collections import deque
@@ -12,7 +13,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from xtra_jax.data.images import UnlessOfSize, each_image, open_images
+from xtra_jax.data.images import UnlessOfSize, each_image, open_images, without_paths
 from xtra_jax.data.sources import Source, open_source
 from xtra_jax.errors import UserError
 from xtra_jax.parallel.mesh import batch_shards, check_batch, num_batch_shards, put_batch
@@ -26,7 +27,7 @@ _WORTH_WORKERS = 2048  # images: for fewer, starting processes takes longer than
 def chosen_images(
     config: ConfigDict, images: Sequence[str] = (), dataset: str = "", split: str = ""
 ) -> tuple[Source, str]:
-    """The images that a command line names, and what to call them.
+    """The images that a command line names, and what to call them, without where they lie.
 
     Args:
         config: of the checkpoint; without images and data set, what it validates on.
@@ -42,7 +43,8 @@ def chosen_images(
         raise UserError("--images and --dataset name two sets of images: give one of them")
     if images:
         more = f" and {len(images) - 1} more" if len(images) > 1 else ""
-        return open_images(images, split or "all"), f"{images[0]}{more}"
+        name = os.path.basename(os.path.abspath(images[0]))
+        return open_images(images, split or "all"), f"{name}{more}"
     split = split or data.eval_split
     dataset = dataset or data.eval_dataset or data.dataset
     if not split:
@@ -50,7 +52,7 @@ def chosen_images(
     # A folder of the run's own is not where another data set lies.
     elsewhere = data.dataset == "folder" and dataset != "folder"
     source = open_source(dataset, split, "" if elsewhere else data.data_dir)
-    return source, f"{dataset} ({split})"
+    return source, f"{without_paths(dataset)} ({split})"
 
 
 def one_pass(
@@ -80,9 +82,14 @@ def one_pass(
         `weight` (0 for an image that is unusable) and `label`.
 
     Raises:
-        UserError: the batch does not divide over the mesh.
+        UserError: the batch is below 0, or does not divide over the mesh.
     """
     shards = num_batch_shards(mesh)
+    if batch_size < 0:
+        raise UserError(
+            f"batch_size={batch_size} is no number of images: leave it out for {PER_DEVICE} on "
+            "each device"
+        )
     if batch_size:
         check_batch(batch_size, mesh)
     # No more padding than the mesh needs.

@@ -182,8 +182,8 @@ def pretrain(
                     config.batch_size,
                     train_flops(spec, drop_last_block=config.model.drop_last_block),
                     total_peak_flops(mesh),
-                    BadImageLimit(
-                        len(source), config.batch_size, config.data.bad_fraction, bad_images
+                    BadImageLimit.of(
+                        source, config.batch_size, config.data.bad_fraction, bad_images
                     ),
                 ),
                 writer=writer,
@@ -260,10 +260,12 @@ def check_same_run(config: ConfigDict, saved: dict, workdir) -> list[str]:
     """
     changes = []
     for key, (theirs, ours) in config_diff(from_dict(saved), config).items():
-        if theirs is None and not ours:  # a key that did not exist when the run began
-            continue
         folder = key == "data.data_dir" and config.data.dataset == "folder"
-        if folder or (key.startswith(_FIXED) and key not in _FREE):
+        fixed = folder or (key.startswith(_FIXED) and key not in _FREE)
+        # A key that did not exist when the run began, and doesn't change what it does.
+        if theirs is None and not (fixed and ours):
+            continue
+        if fixed:
             raise UserError(
                 f"{workdir} holds a run with {key}={theirs}, and the config now says {ours}: give "
                 "another --workdir, or the config that the run began with"
@@ -326,6 +328,7 @@ def make_evaluation(config: ConfigDict, spec: XTRASpec, mesh):
         out_shardings=replicated(mesh),
     )
     transform = evaluation_transform(config, spec.grid.image_size)
+    bad_images = BadImages()  # of all evaluations, so that each is named once
 
     def evaluate(params) -> dict[str, float]:
         batches = eval_batches(
@@ -336,6 +339,7 @@ def make_evaluation(config: ConfigDict, spec: XTRASpec, mesh):
             prefetch=config.data.prefetch,
             shards=batch_shards(mesh),
             num_shards=num_batch_shards(mesh),
+            bad_images=bad_images,
         )
         sums = []
         with contextlib.closing(on_devices(batches, mesh)) as placed:

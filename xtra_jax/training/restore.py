@@ -45,6 +45,11 @@ def find_checkpoint(path: os.PathLike | str, step: int | None = None) -> epath.P
     """
     path = absolute(path)
     with explained(f"cannot read {path}"):
+        if path.is_file():
+            raise UserError(
+                f"{path} is a file, and a checkpoint is a folder: of a file of weights, "
+                f"`xtra import {path} --out FOLDER` makes one"
+            )
         if path.name.isdigit() and (path / "state").exists():
             directory, steps = path.parent, [int(path.name)]
         else:
@@ -218,6 +223,15 @@ def _check_same_model(path: epath.Path, saved: dict, wanted: dict) -> None:
         raise UserError(
             f"{path} holds weights without the state of a run, as an import makes them: start a "
             "new run from them, with --config.init_from and another --workdir"
+        )
+    parts_there, parts_here = (
+        {name[1] for name in names if name[0] == "params" and len(name) > 1}
+        for names in (saved, wanted)
+    )
+    if parts_there == {"encoder"} and "predictor" in parts_here:
+        raise UserError(
+            f"{path} holds an encoder alone, as the file that it was imported from did, and a run "
+            "starts from the weights of a whole model"
         )
     for name in sorted([*wanted, *saved], key=lambda name: name[0] != "params"):
         there, here = described(saved.get(name)), described(wanted.get(name))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tarfile
+
 import pytest
 import tensorflow_datasets as tfds
 
@@ -111,6 +113,17 @@ def test_missing_images_are_found_at_the_end_and_partial_then_writes_no_shard_ag
     assert len(before) == 4
     assert before == {path.name: path.stat().st_mtime_ns for path in folder.glob("*.array_record*")}
     assert len(records(data_dir)[0]) == NUMBER
+
+
+@pytest.mark.parametrize("packed", [True, False], ids=["tar", "folder"])
+def test_a_set_without_any_image_is_not_declared_ready(packed, archives, data_dir):
+    if packed:
+        tarfile.open(archives / "n00004475.tar", "w").close()
+    else:
+        (archives / "n00004475").mkdir()
+    with pytest.raises(UserError, match="the split train of imagenet21k would hold no image"):
+        prepared(data_dir, archives, partial=True)
+    assert not list(data_dir.rglob("features.json"))
 
 
 CUTS = {

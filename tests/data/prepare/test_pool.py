@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 
@@ -51,6 +52,16 @@ def test_what_a_task_says_to_the_user_arrives(workers):
 def test_a_mistake_in_a_worker_shows_where_it_was_made():
     with pytest.raises(RuntimeError, match=r"break_down[\s\S]*ZeroDivisionError"):
         list(run([1, 0, 1], break_down, 2, print))
+
+
+def test_a_worker_that_is_killed_between_two_tasks_is_reported_as_well():
+    results = run([1, 2, 3, 4, 5], square, 2, lambda images: None)
+    next(results)
+    for process in multiprocessing.active_children():
+        process.kill()
+        process.join()
+    with pytest.raises(RunFailed, match="a worker process was killed"):
+        list(results)
 
 
 def test_a_worker_that_is_killed_is_reported_at_once():

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 
 import pytest
 
+from tests.data.prepare.tiny_stock import TINY, write_archive
 from tests.data.prepare.wilds_replicas import MAKERS
 from xtra_jax.cli import main
 from xtra_jax.data.prepare import job
 from xtra_jax.data.prepare.catalogue import CATALOGUE
 from xtra_jax.data.sources import open_source
+from xtra_jax.errors import UserError
 
 
 def files(directory):
@@ -70,8 +73,48 @@ def test_a_partial_copy_that_is_reused_says_how_much_it_lacks(
     replica("rxrx1")
     job.prepare("rxrx1", str(data_dir), archives=str(archives), workers=1)
     known_counts("rxrx1", {"train": 40_612, "val": 9_854, "test": 34_432, "id_test": 40_612})
-    job.prepare("rxrx1", str(data_dir))
+    job.prepare("rxrx1", str(data_dir), partial=True)
     assert "7 images of the 125,510 published" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("max_side", [0, 64])
+def test_a_set_with_other_counts_than_the_known_ones_is_used_with_partial_only(
+    max_side, replica, archives, data_dir, capsys, known_counts
+):
+    replica("rxrx1")
+    directory = job.prepare("rxrx1", str(data_dir), archives=str(archives), workers=1)
+    known_counts("rxrx1", {**CATALOGUE["rxrx1"].images, "train": 3})
+    before = files(directory)
+    arguments = ["--dataset", "rxrx1", "--data_dir", str(data_dir), f"--max_side={max_side}"]
+    capsys.readouterr()
+    assert main(["prepare", *arguments]) == 2
+    message = capsys.readouterr().err
+    assert "2 images for train where 3 are known" in message and message.count("\n") == 1
+    assert f"delete {directory}" in message and "--partial" in message
+    assert main(["prepare", *arguments, "--partial"]) == 0
+    assert files(directory) == before
+
+
+@pytest.fixture
+def tiny(monkeypatch, archives, data_dir):
+    """A set that TFDS's builder prepared, of six and two images."""
+    monkeypatch.setitem(CATALOGUE, TINY.name, TINY)
+    write_archive(archives)
+    return job.prepare(TINY.name, str(data_dir), archives=str(archives))
+
+
+def test_a_set_of_tfds_that_is_there_is_used_as_it_is(tiny, data_dir):
+    before = files(tiny)
+    assert job.prepare(TINY.name, str(data_dir), archives="/no/archives/any/more") == tiny
+    assert files(tiny) == before
+
+
+def test_a_set_of_tfds_with_other_counts_is_used_with_partial_only(tiny, data_dir, monkeypatch):
+    more = dataclasses.replace(TINY, images={"train": 7, "test": 2})
+    monkeypatch.setitem(CATALOGUE, TINY.name, more)
+    with pytest.raises(UserError, match=f"6 images for train where 7 .*delete {tiny} .*--partial"):
+        job.prepare(TINY.name, str(data_dir))
+    assert job.prepare(TINY.name, str(data_dir), partial=True) == tiny
 
 
 def shard_of(directory):
@@ -204,7 +247,16 @@ def test_ctrl_c_says_that_the_same_command_continues(monkeypatch, capsys):
 
     monkeypatch.setattr(job, "prepare", interrupted)
     assert main(["prepare", "--dataset", "fmow"]) == 130
-    assert "the same command continues" in capsys.readouterr().err
+    assert capsys.readouterr().err == "\nxtra: interrupted; the same command continues\n"
+
+
+def test_a_folder_that_cannot_be_made_is_said_to_be_the_wrong_one(replica, archives, capsys):
+    replica("rxrx1")
+    arguments = ["--dataset", "rxrx1", "--data_dir", "/proc/1", "--archives", str(archives)]
+    assert main(["prepare", *arguments, "--workers", "1"]) == 2
+    message = capsys.readouterr().err
+    assert "cannot be written" in message and "name another --data_dir" in message
+    assert "continues" not in message and message.count("\n") == 1
 
 
 def table(capsys, data_dir):
@@ -236,7 +288,8 @@ def test_the_list_knows_ready_partial_begun_and_broken_sets(
     for name in MAKERS:
         replica(name)
         job.prepare(name, str(data_dir), archives=str(archives), workers=1)
-    job.prepare("camelyon17", str(data_dir), max_side=64, workers=1)
+    for name in ("camelyon17", "fmow"):
+        job.prepare(name, str(data_dir), max_side=64, workers=1)
     known_counts("fmow", {**CATALOGUE["fmow"].images, "train": 3})
     os.unlink(shard_of(data_dir / "rxrx1" / "1.0.0"))
     (data_dir / "iwildcam" / "2.0.0" / "unfinished").mkdir()
@@ -248,7 +301,7 @@ def test_the_list_knows_ready_partial_begun_and_broken_sets(
         "iwildcam": "begun",
         "camelyon17": "yes, max_side_64",
         "rxrx1": "broken",
-        "fmow": "partial",
+        "fmow": "partial, max_side_64 (partial)",
     }
 
 

@@ -186,6 +186,34 @@ def test_a_set_of_tfds_is_copied_with_smaller_images_under_another_config(
         assert (after["image"] == before["image"]) == (side == 40)
 
 
+class Named(Squares):
+    """Names its images, by one feature or another."""
+
+    BUILDER_CONFIGS = []
+    feature = ""
+
+    def _info(self):
+        info = super()._info()
+        named = {**info.features, self.feature: tfds.features.Text()}
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(named))
+
+    def _generate_examples(self):
+        for i, example in super()._generate_examples():
+            yield i, {**example, self.feature: f"square {i}"}
+
+
+@pytest.mark.parametrize("feature", ["file_name", "filename", "id"])
+def test_a_smaller_copy_keeps_the_names_of_images(feature, data_dir, known_counts, monkeypatch):
+    monkeypatch.setattr(Named, "name", "food101")
+    monkeypatch.setattr(Named, "feature", feature)
+    Named(data_dir=str(data_dir), file_format="array_record").download_and_prepare()
+    known_counts("food101", {"train": 6})
+    prepare("food101", str(data_dir), max_side=64, workers=1)
+    names = [record["key"] for record in records(data_dir, "food101/max_side_64", "train")[0]]
+    assert names == [record["key"] for record in records(data_dir, "food101", "train")[0]]
+    assert sorted(names) == [f"square {i}" for i in range(6)]
+
+
 @pytest.mark.parametrize("max_side", [-5, 1, 31])
 def test_a_limit_that_must_be_a_slip_is_refused(max_side, data_dir):
     with pytest.raises(UserError, match="--max_side takes 32 pixels or more"):

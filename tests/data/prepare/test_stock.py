@@ -143,29 +143,17 @@ def test_off_a_terminal_a_line_now_and_then_says_how_far_it_is(root, archives, m
 def test_a_folder_in_the_way_is_said_before_anything_is_built(root, archives):
     in_the_way = root / "tiny_stock" / "1.0.0" / "leftover"
     in_the_way.mkdir(parents=True)
-    with pytest.raises(UserError, match="tiny_stock/1.0.0 is there, but holds no finished"):
+    with pytest.raises(UserError, match="tiny_stock/1.0.0 is in the way"):
         prepare_stock(TINY, str(root), str(archives))
     assert in_the_way.exists()
 
 
-def test_a_prepared_set_is_used_as_it_is(root, archives):
+def test_a_set_that_is_there_is_not_touched(root, archives):
     first = prepare_stock(TINY, str(root), str(archives))
     before = {path.name: path.stat().st_mtime_ns for path in Path(first).iterdir()}
-    assert prepare_stock(TINY, str(root), "/no/archives/any/more") == first
-    assert {path.name: path.stat().st_mtime_ns for path in Path(first).iterdir()} == before
-
-
-def test_a_set_prepared_as_tfrecord_is_said_to_be_of_no_use(root, archives):
-    info = Path(prepare_stock(TINY, str(root), str(archives)), "dataset_info.json")
-    info.write_text(info.read_text().replace("array_record", "tfrecord"))
-    with pytest.raises(UserError, match="as tfrecord, which cannot be read record by record"):
+    with pytest.raises(UserError, match=f"{first} is in the way"):
         prepare_stock(TINY, str(root), str(archives))
-
-
-def test_a_prepared_set_with_other_counts_is_not_used(root, archives):
-    prepare_stock(TINY, str(root), str(archives))
-    with pytest.raises(UserError, match="6 images for train where 7 are known, in .*delete"):
-        prepare_stock(replace(TINY, images={"train": 7, "test": 2}), str(root), str(archives))
+    assert {path.name: path.stat().st_mtime_ns for path in Path(first).iterdir()} == before
 
 
 def test_without_tensorflow_the_extra_is_named(root, monkeypatch):
@@ -195,6 +183,19 @@ def test_missing_files_are_named_with_where_they_are_and_where_they_go(name, roo
     assert f"{first.name}, from" not in sentence
     for archive in others:
         assert f"{archive.name}, from {archive.source} ({archive.url})" in sentence
+
+
+def test_missing_files_and_missing_tensorflow_are_said_at_once(root, monkeypatch):
+    monkeypatch.setattr(stock, "_installed", lambda package: package != "tensorflow")
+    with pytest.raises(UserError) as caught:
+        prepare_stock(CATALOGUE["imagenet2012"], str(root))
+    sentence = str(caught.value)
+    assert f"put them into {root / 'downloads' / 'manual'}" in sentence
+    for archive in CATALOGUE["imagenet2012"].manual:
+        assert f"{archive.name}, from {archive.source} ({archive.url})" in sentence
+    assert "needs TensorFlow" in sentence and "is not installed" in sentence
+    assert "'xtra_jax[prepare]'" in sentence
+    assert "\n" not in sentence and not root.exists()
 
 
 def test_a_folder_of_archives_that_does_not_exist_is_said(root, monkeypatch):
@@ -300,13 +301,17 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(root, archives):
         prepare_stock(TINY, str(root), str(archives))
 
 
+def test_a_folder_that_cannot_be_made_is_said_to_be_the_wrong_one(archives):
+    with pytest.raises(UserError, match="/proc/1.*cannot be written .*name another --data_dir"):
+        prepare_stock(TINY, "/proc/1", str(archives))
+
+
 @pytest.mark.slow
 def test_a_set_is_built_here_and_sent_to_a_bucket_as_a_whole(bucket, archives, monkeypatch):  # noqa: F811
     monkeypatch.setattr(stock.tempfile, "gettempdir", lambda: str(archives.parent / "here"))
     directory = prepare_stock(TINY, str(bucket / "sets"), str(archives))
     assert directory == "gs://bucket/sets/tiny_stock/1.0.0"
     assert left_behind(archives.parent / "here" / "xtra_jax_prepare") == []
-    assert prepare_stock(TINY, str(bucket / "sets"), "/no/archives/any/more") == directory
     # ArrayRecord's own reader of gs:// cannot be pointed at an emulator, so it is fetched.
     fetched = archives.parent / "fetched" / "tiny_stock" / "1.0.0"
     fetched.mkdir(parents=True)

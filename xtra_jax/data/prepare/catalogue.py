@@ -60,6 +60,14 @@ class DataSet:
     recorded: tuple[Archive, ...] = field(default=(), repr=False)
     note: str = ""
 
+    def difference(self, images: dict[str, int]) -> str:
+        """Says which splits have another number of images than is known; empty where none has."""
+        return " and ".join(
+            f"{images.get(split, 0):,} images for {split} where {known:,} are known"
+            for split, known in self.images.items()
+            if images.get(split, 0) != known
+        )
+
 
 _KB, _MB, _GB = 10**3, 10**6, 10**9
 _STOCK: How = "stock+tensorflow"

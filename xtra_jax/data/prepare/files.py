@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator
 
@@ -11,11 +12,27 @@ from etils import epath
 from xtra_jax.errors import RunFailed, UserError
 
 TEMPORARY = "tmp-"  # how the names of files begin that are not complete
+# What keeps a folder from being made today, and may not tomorrow.
+_PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 KEPT = "the shards that are finished are kept, and the same command continues"
 
 
 def is_local(path: os.PathLike | str) -> bool:
     return "://" not in os.fspath(path)
+
+
+def make_folder(path: epath.Path) -> None:
+    """Makes the folder that all else goes into, so nothing is begun where it cannot be made.
+
+    Raises:
+        UserError: it cannot be made there, now or later.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if error.errno in _PASSING:
+            raise
+        raise _unwritable(path, error) from error
 
 
 def put(path: epath.Path, data: bytes) -> None:
@@ -62,9 +79,7 @@ def explained(path: epath.Path) -> Iterator[None]:
     except (UserError, RunFailed):
         raise
     except (PermissionError, NotADirectoryError, FileExistsError) as error:
-        raise UserError(
-            f"{path} cannot be written ({error.strerror or error}): name another --data_dir"
-        ) from error
+        raise _unwritable(path, error) from error
     except OSError as error:
         raise RunFailed(f"{path} cannot be written ({error.strerror or error}); {KEPT}") from error
     except RuntimeError as error:
@@ -73,6 +88,11 @@ def explained(path: epath.Path) -> Iterator[None]:
         if not what.endswith("()"):
             raise
         raise RunFailed(f"{path} cannot be written ({reason}); {KEPT}") from error
+
+
+def _unwritable(path: epath.Path, error: OSError) -> UserError:
+    reason = error.strerror or error
+    return UserError(f"{path} cannot be written ({reason}): name another --data_dir")
 
 
 @contextlib.contextmanager

@@ -49,7 +49,7 @@ def prepare(
     workers: int = 0,
     partial: bool = False,
 ) -> str:
-    """Prepares a data set, unless it lies there whole already.
+    """Prepares a data set, unless it lies there already.
 
     Args:
         name: one of `CATALOGUE`.
@@ -60,14 +60,15 @@ def prepare(
         max_side: shrink images whose longer side is more than this, in pixels, and call the result
             NAME/max_side_N; 0 keeps every image as it is.
         workers: processes, where the builder is ours; 0 for as many as there are cores.
-        partial: take a source that is not whole, or archives that are not the known ones.
+        partial: take a source that is not whole, archives that are not the known ones, or a set
+            that lies there already with other numbers of images than the known ones.
 
     Returns:
         The folder of the prepared set.
 
     Raises:
-        UserError: there is no such data set, a file is missing or is not what it has to be, or the
-            folder cannot be written.
+        UserError: there is no such data set, a file is missing or is not what it has to be, the
+            folder cannot be written, or the set is there already, and not whole.
         RunFailed: something gave way on the way: the disk is full, an archive is damaged, the
             number of images is not the known one.
     """
@@ -86,7 +87,7 @@ def _prepare(
     dataset: DataSet, root: epath.Path, archives: str, max_side: int, workers: int, partial: bool
 ) -> str:
     wanted = wanted_name(dataset.name, max_side)
-    there = find_prepared(wanted, root)
+    there = _usable(dataset, wanted, root, partial)
     if there:
         _tell(f"{wanted} is prepared already: {_counted(dataset, there)}")
         return there.directory
@@ -132,6 +133,22 @@ def root_of(data_dir: str) -> epath.Path:
     return root if "://" in os.fspath(root) else epath.Path(os.path.abspath(root))
 
 
+def _usable(dataset: DataSet, name: str, root: epath.Path, partial: bool) -> Prepared | None:
+    """Returns what lies ready of a data set: itself, or the copy of it that has this name.
+
+    Raises:
+        UserError: its numbers of images are not the known ones, and `partial` does not allow that.
+    """
+    there = find_prepared(name, root)
+    difference = dataset.difference(there.images) if there else ""
+    if difference and not partial:
+        raise UserError(
+            f"{name} is there already, but has {difference}: delete {there.directory} to prepare "
+            "it anew, or use it as it is with --partial"
+        )
+    return there
+
+
 def _ours(dataset: DataSet) -> bool:
     """Whether this package writes it shard by shard. The digits are too few for that."""
     return dataset.how == "ours" and dataset.name != "digits"
@@ -161,7 +178,7 @@ def _plan(
 ) -> tuple[Plan, dict[str, int] | None]:
     """What is to be written, and how many images each split has to have; None for any number."""
     if max_side:
-        original = find_prepared(dataset.name, root)
+        original = _usable(dataset, dataset.name, root, partial)
         if original is None and not _ours(dataset):
             _prepare_elsewhere(dataset, root, archives, partial)
             original = find_prepared(dataset.name, root)

@@ -57,19 +57,21 @@ def _row(dataset: DataSet, root: epath.Path) -> tuple[str, ...]:
 
 def _ready(dataset: DataSet, root: epath.Path) -> Iterable[str]:
     """Yields what there is of a set: itself, and copies with smaller images."""
-    yield _state(dataset.name, root, dataset.images)
+    yield _state(dataset.name, root, dataset)
     first, _, config = dataset.name.partition("/")
     prefix = f"{config}_max_side_" if config else "max_side_"
     with contextlib.suppress(OSError):
         for path in sorted((root / first).iterdir()):
-            if path.name.startswith(prefix) and _state(f"{first}/{path.name}", root) == "yes":
-                yield path.name
+            if path.name.startswith(prefix):
+                state = _state(f"{first}/{path.name}", root, dataset)
+                if state in ("yes", "partial"):
+                    yield path.name if state == "yes" else f"{path.name} (partial)"
 
 
-def _state(dataset: str, root: epath.Path, images: dict[str, int] | None = None) -> str:
+def _state(name: str, root: epath.Path, dataset: DataSet) -> str:
     try:
-        if there := find_prepared(dataset, root):
-            return "yes" if (images or {}).items() <= there.images.items() else "partial"
+        if there := find_prepared(name, root):
+            return "partial" if dataset.difference(there.images) else "yes"
     except UserError:
         return "broken"
-    return "begun" if is_begun(dataset, root) else "no"
+    return "begun" if is_begun(name, root) else "no"

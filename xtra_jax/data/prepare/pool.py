@@ -24,13 +24,6 @@ REPORT_EVERY = 0.2  # seconds
 Report = Callable[[int], None]
 
 
-def available_cores() -> int:
-    """The cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def run(
     tasks: Sequence[Any], work: Callable[[Any, Report], Any], workers: int, report: Report
 ) -> Iterator[tuple[Any, Any]]:
@@ -56,9 +49,11 @@ def run(
             while idle and waiting:
                 connection = idle.pop()
                 busy[connection] = waiting.popleft()
-                connection.send(busy[connection])
+                with _death_said():
+                    connection.send(busy[connection])
             for connection in wait(list(busy)):
-                kind, value = _receive(connection)
+                with _death_said():
+                    kind, value = connection.recv()
                 if kind == "images":
                     report(value)
                     continue
@@ -68,9 +63,11 @@ def run(
                 yield busy.pop(connection), value
 
 
-def _receive(connection: Connection) -> tuple[Any, Any]:
+@contextlib.contextmanager
+def _death_said() -> Iterator[None]:
+    """Turns what talking to a worker that is gone raises into a sentence."""
     try:
-        return connection.recv()
+        yield
     except (EOFError, ConnectionError) as error:
         raise RunFailed(
             "a worker process was killed, by the system where memory ran out; the shards that are "

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module
@@ -17,6 +18,7 @@ from xtra_jax.data.prepare.files import from_a_remote_service
 from xtra_jax.data.prepare.plan import Example, Plan, fingerprint
 from xtra_jax.data.prepare.writer import UNFINISHED
 from xtra_jax.data.shards import check_shards
+from xtra_jax.data.sources import NAMES
 from xtra_jax.errors import RunFailed, UserError
 
 
@@ -78,7 +80,7 @@ def is_begun(dataset: str, data_dir: epath.Path) -> bool:
 
 @dataclass(frozen=True)
 class PreparedRecords:
-    """The records of one shard of a prepared data set."""
+    """The records of one shard of a prepared data set; `file_name` is what names an image there."""
 
     directory: str
     file: str
@@ -94,7 +96,10 @@ class PreparedRecords:
         Raises:
             RunFailed: the shard is damaged.
         """
-        features = _features(tfds.builder_from_directory(self.directory).info.features)
+        available = dict(tfds.builder_from_directory(self.directory).info.features.items())
+        named = _name_in(available)
+        wanted = [name for name in ("image", "label", named) if name in available]
+        features = tfds.features.FeaturesDict({name: available[name] for name in wanted})
         decoders = {"image": tfds.decode.SkipDecoding()}
         path = os.path.join(self.directory, self.file)
         try:
@@ -103,7 +108,7 @@ class PreparedRecords:
                     record = features.deserialize_example_np(
                         reader.read([number])[0], decoders=decoders
                     )
-                    name = record.get("file_name", b"").decode(errors="replace")
+                    name = record.get(named, b"").decode(errors="replace")
                     yield Example(record["image"], int(record["label"]), name)
         except (RuntimeError, ValueError) as error:
             raise RunFailed(f"{path} is damaged ({_first_line(error)}): prepare it anew") from error
@@ -112,8 +117,8 @@ class PreparedRecords:
 def plan_smaller(prepared: Prepared, max_side: int) -> Plan:
     """Plans a copy of a prepared data set, shard by shard, whose images are made smaller.
 
-    It keeps images, labels and file names, and no other features: boxes and masks in pixels would
-    be wrong.
+    It keeps images, labels and the images' names, as `file_name`, and no other features: boxes and
+    masks in pixels would be wrong.
 
     Raises:
         UserError: its images have no labels.
@@ -138,7 +143,7 @@ def plan_smaller(prepared: Prepared, max_side: int) -> Plan:
         description=builder.info.description,
         config=builder.builder_config.name if builder.builder_config else "",
         image_format=form,
-        file_names="file_name" in available,
+        file_names=bool(_name_in(available)),
         images=prepared.images,
     )
     return with_max_side(plan, max_side)
@@ -155,9 +160,10 @@ def smaller_name(dataset: str, max_side: int) -> str:
     return f"{dataset}{'_' if '/' in dataset else '/'}max_side_{max_side}"
 
 
-def _features(available) -> tfds.features.FeaturesDict:
-    wanted = [name for name in ("image", "label", "file_name") if name in available]
-    return tfds.features.FeaturesDict({name: available[name] for name in wanted})
+def _name_in(available: Mapping[str, Any]) -> str:
+    """Returns which of the features names an image, by the rule of training; "" where none does."""
+    named = (name for name in NAMES if isinstance(available.get(name), tfds.features.Text))
+    return next(named, "")
 
 
 def _first_line(error: Exception) -> str:

@@ -14,11 +14,12 @@ from collections.abc import Callable, Iterator
 
 import tensorflow_datasets as tfds
 from etils import epath
-from tensorflow_datasets.core import constants, read_only_builder
+from tensorflow_datasets.core import constants
 from tensorflow_datasets.core.download import checksums
 
 from xtra_jax.data.prepare.archives import BROKEN, Archives, reason
 from xtra_jax.data.prepare.catalogue import Archive, DataSet
+from xtra_jax.data.prepare.files import make_folder
 from xtra_jax.data.prepare.progress import Progress
 from xtra_jax.errors import RunFailed, UserError
 
@@ -39,7 +40,7 @@ def prepare_stock(
     verify: bool = True,
     progress: Callable[[str], None] | None = tell,
 ) -> str:
-    """Prepares a data set with the builder that TFDS has for it.
+    """Prepares a data set, which is not there yet, with the builder that TFDS has for it.
 
     Everything is built in a folder of its own below `data_dir`, and moved to its place when the
     numbers of images are right: an interrupted preparation leaves nothing that looks finished, and
@@ -54,80 +55,86 @@ def prepare_stock(
         progress: is told what is being done; None for silence.
 
     Returns:
-        The folder with the prepared data set, which is used as it is if it was there already.
+        The folder with the prepared data set.
 
     Raises:
         UserError: TensorFlow or another package is missing, files that have to be fetched by hand
-            are missing or not the known ones, the set is there in another format, another process
-            is preparing it, or the numbers of images are not the known ones.
+            are missing or not the known ones, its folder is there already or cannot be made,
+            another process is preparing it, or the numbers of images are not the known ones.
         RunFailed: a download failed, the disk is full, or TFDS's builder failed.
     """
     say = progress or (lambda text: None)
     root = epath.Path(os.path.expanduser(data_dir or constants.DATA_DIR))
-    prepared = _find_prepared(dataset, root, verify)
-    if prepared:
-        say(f"{dataset.name}: using what is prepared in {prepared}")
-        return prepared
-    _require_packages(dataset)
     local = _local_root(root)
     folder = epath.Path(os.path.expanduser(archives)) if archives else local / "downloads/manual"
     name = dataset.name.replace("/", "-")
-    with _explained(dataset, local), _workspace(local, name) as work:
-        source = Archives(
-            dataset,
-            folder=folder,
-            downloads=os.fspath(local / "downloads" / name),
-            unpacked=os.path.join(work, "unpacked"),
-            verify=verify,
-            say=say,
-        )
-        _require_manual(dataset, source, asked_for=archives)
+    work = local / "downloads" / "preparing" / name
+    source = Archives(
+        dataset,
+        folder=folder,
+        downloads=os.fspath(local / "downloads" / name),
+        unpacked=os.fspath(work / "unpacked"),
+        verify=verify,
+        say=say,
+    )
+    with _explained(dataset, local):
+        _require_all(dataset, source, asked_for=archives)
+    with _explained(dataset, local), _workspace(local, work):
         _require_space(dataset, local, work)
         source.check_manual()
         builder = _builder(dataset, work)
         source.recorded = _recorded_by_tfds(builder)
         target = root / epath.Path(builder.data_dir).relative_to(work)
         if target.exists():
-            raise UserError(f"{target} is there, but holds no finished data set; delete it.")
+            raise UserError(
+                f"{target} is in the way of the data set; delete it, or choose another data_dir."
+            )
         say(f"{dataset.name}: building version {builder.version} with TFDS's builder")
         _build(dataset, builder, source, show=progress is not None)
-        if verify:
-            differing = "so its archives are not the known ones (--partial takes them)"
-            _check_counts(dataset, _counts(builder), differing)
+        difference = dataset.difference(_counts(builder)) if verify else ""
+        if difference:
+            raise UserError(
+                f"{dataset.name} has {difference}, so its archives are not the known ones "
+                "(--partial takes them)."
+            )
         _move(epath.Path(builder.data_dir), target)
     say(f"{dataset.name}: prepared in {target}")
     return os.fspath(target)
 
 
-def _find_prepared(dataset: DataSet, root: epath.Path, verify: bool) -> str:
-    """Returns the folder of the data set if it is there, else an empty string."""
-    try:
-        builder = read_only_builder.builder_from_files(dataset.name, data_dir=os.fspath(root))
-    except tfds.core.DatasetNotFoundError:
-        return ""
-    form = builder.info.file_format
-    if form != tfds.core.FileFormat.ARRAY_RECORD:
-        raise UserError(
-            f"{dataset.name} is prepared in {builder.data_dir} as {form.value}, which cannot be "
-            "read record by record; convert it with `tfds convert_format` to array_record, or "
-            "prepare it in another folder."
+def _require_all(dataset: DataSet, source: Archives, asked_for: str) -> None:
+    """Says all that a user has to provide at once, before the first of it is fetched."""
+    if asked_for and not source.manual_dir.exists():
+        raise UserError(f"The folder of archives {asked_for} does not exist.")
+    lacking = [*_lacking_files(source, asked_for), *_lacking_packages(dataset)]
+    if lacking:
+        raise UserError(f"{dataset.name} cannot be prepared yet: {'; and '.join(lacking)}.")
+
+
+def _lacking_files(source: Archives, asked_for: str) -> Iterator[str]:
+    missing = source.missing()
+    if missing:
+        files = "; ".join(
+            f"{archive.name}, from {archive.source} ({archive.url})" for archive in missing
         )
-    if verify:
-        place = f"in {builder.data_dir}, so delete that folder and prepare it anew"
-        _check_counts(dataset, _counts(builder), place)
-    return os.fspath(builder.data_dir)
+        other = "" if asked_for else ", or name the folder that has them with --archives"
+        yield (
+            f"it needs files that only you can fetch, so put them into {source.manual_dir} under "
+            f"these names{other}: {files}"
+        )
 
 
-def _require_packages(dataset: DataSet) -> None:
+def _lacking_packages(dataset: DataSet) -> Iterator[str]:
     if dataset.how != "stock+tensorflow":
         return
     wanted = ("tensorflow", "importlib_resources", *_ALSO.get(dataset.name, ()))
     missing = [package for package in wanted if not _installed(package)]
     if missing:
         names = " and ".join("TensorFlow" if name == "tensorflow" else name for name in missing)
-        raise UserError(
-            f"TFDS's builder for {dataset.name} needs {names} to prepare it (not to read it): "
-            f"{EXTRA}, or copy the folder that another machine prepared."
+        there = "which is not installed" if len(missing) == 1 else "which are not installed"
+        yield (
+            f"TFDS's builder for {dataset.name} needs {names} to prepare it (not to read it), "
+            f"{there}: {EXTRA}, or copy the folder that another machine prepared"
         )
 
 
@@ -135,22 +142,7 @@ def _installed(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
 
 
-def _require_manual(dataset: DataSet, source: Archives, asked_for: str) -> None:
-    if asked_for and not source.manual_dir.exists():
-        raise UserError(f"The folder of archives {asked_for} does not exist.")
-    missing = source.missing()
-    if missing:
-        files = "; ".join(
-            f"{archive.name}, from {archive.source} ({archive.url})" for archive in missing
-        )
-        other = "" if asked_for else ", or name the folder that has them with --archives"
-        raise UserError(
-            f"Preparing {dataset.name} needs files that only you can fetch; put them into "
-            f"{source.manual_dir} under these names{other}: {files}."
-        )
-
-
-def _require_space(dataset: DataSet, local: epath.Path, work: str) -> None:
+def _require_space(dataset: DataSet, local: epath.Path, work: epath.Path) -> None:
     free = shutil.disk_usage(work).free
     if free < dataset.size:
         raise UserError(
@@ -159,10 +151,10 @@ def _require_space(dataset: DataSet, local: epath.Path, work: str) -> None:
         )
 
 
-def _builder(dataset: DataSet, work: str):
+def _builder(dataset: DataSet, work: epath.Path):
     # Before TensorFlow is first imported: its start-up notices are nothing to a user.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    return tfds.builder(dataset.name, data_dir=work, file_format="array_record")
+    return tfds.builder(dataset.name, data_dir=os.fspath(work), file_format="array_record")
 
 
 def _recorded_by_tfds(builder) -> dict[str, Archive]:
@@ -212,16 +204,6 @@ def _counts(builder) -> dict[str, int]:
     return {name: split.num_examples for name, split in builder.info.splits.items()}
 
 
-def _check_counts(dataset: DataSet, found: dict[str, int], consequence: str) -> None:
-    wrong = [
-        f"{found.get(split, 0):,} images for {split} where {known:,} are known"
-        for split, known in dataset.images.items()
-        if found.get(split, 0) != known
-    ]
-    if wrong:
-        raise UserError(f"{dataset.name} has {' and '.join(wrong)}, {consequence}.")
-
-
 def _local_root(root: epath.Path) -> epath.Path:
     """Returns where archives go and sets are built: `root` itself unless that is remote."""
     if "://" not in os.fspath(root):
@@ -230,23 +212,21 @@ def _local_root(root: epath.Path) -> epath.Path:
 
 
 @contextlib.contextmanager
-def _workspace(local: epath.Path, name: str) -> Iterator[str]:
-    """Gives a folder that is removed in the end, also the one that a killed process left."""
-    parent = local / "downloads" / "preparing"
-    parent.mkdir(parents=True, exist_ok=True)
-    work = parent / name
+def _workspace(local: epath.Path, work: epath.Path) -> Iterator[None]:
+    """Makes a folder that is removed in the end, also the one that a killed process left."""
+    make_folder(work.parent)
     # The lock goes with the process, however that ends.
-    with open(parent / f"{name}.lock", "w") as lock:
+    with open(work.parent / f"{work.name}.lock", "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(
-                f"Another process is preparing {name} in {local}; wait until it is done."
+                f"Another process is preparing {work.name} in {local}; wait until it is done."
             ) from error
         work.rmtree(missing_ok=True)
         work.mkdir()
         try:
-            yield os.fspath(work)
+            yield
         finally:
             shutil.rmtree(work, ignore_errors=True)
 

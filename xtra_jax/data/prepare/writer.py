@@ -23,11 +23,20 @@ from array_record.python import array_record_module
 from etils import epath
 
 from xtra_jax.data.prepare import pool
-from xtra_jax.data.prepare.files import TEMPORARY, explained, is_local, locked, put, reached
+from xtra_jax.data.prepare.files import (
+    TEMPORARY,
+    explained,
+    is_local,
+    locked,
+    make_folder,
+    put,
+    reached,
+)
 from xtra_jax.data.prepare.metadata import Serializer, write_metadata
 from xtra_jax.data.prepare.plan import Plan, Records
 from xtra_jax.data.prepare.progress import Progress
 from xtra_jax.data.prepare.shrink import QUALITY, shrink
+from xtra_jax.data.workers import available_cores
 from xtra_jax.errors import RunFailed, UserError
 
 UNFINISHED = "unfinished"
@@ -82,7 +91,8 @@ def write(
         expected: how many images each split has to have; None to take what there is.
 
     Raises:
-        UserError: the folder cannot be written, or holds an unfinished set of another kind.
+        UserError: the folder cannot be written, or holds an unfinished set of another kind, or a
+            split would hold no image.
         RunFailed: the disk is full, an image or archive cannot be read, or the numbers of images
             are not the expected ones. Finished shards are kept.
     """
@@ -93,7 +103,7 @@ def write(
     tasks = _tasks(plan)
     unfinished = directory / UNFINISHED
     with explained(directory):
-        unfinished.mkdir(parents=True, exist_ok=True)
+        make_folder(unfinished)
         with locked(unfinished):
             _begin(plan, unfinished, max_side)
             written = _finished(directory, tasks)
@@ -114,13 +124,17 @@ def write(
 
 def _tasks(plan: Plan) -> list[_Task]:
     for split, shards in plan.splits.items():
-        if not shards:
-            raise UserError(f"the split {split} of {plan.dataset} would hold no image at all")
+        if not shards or plan.images.get(split) == 0:
+            raise _empty(plan, split)
     return [
         _Task(split, f"{plan.name}-{split}.array_record-{i:05d}-of-{len(shards):05d}", records)
         for split, shards in plan.splits.items()
         for i, records in enumerate(shards)
     ]
+
+
+def _empty(plan: Plan, split: str) -> UserError:
+    return UserError(f"the split {split} of {plan.dataset} would hold no image at all")
 
 
 def _begin(plan: Plan, unfinished: epath.Path, max_side: int) -> None:
@@ -177,7 +191,7 @@ def _write_shards(
         serializer=(plan.class_names, plan.image_format, plan.file_names),
         max_side=max_side,
     )
-    return pool.run(tasks, work, workers or pool.available_cores(), report)
+    return pool.run(tasks, work, workers or available_cores(), report)
 
 
 def _write_shard(
@@ -238,9 +252,12 @@ def _finish(
     for task in tasks:
         shards[task.split].append(written[task.file])
     total = sum(written.values(), Written())
+    found = {split: sum(part.images for part in parts) for split, parts in shards.items()}
     if expected is not None:
-        found = {split: sum(part.images for part in parts) for split, parts in shards.items()}
         _check_counts(plan, found, expected)
+    for split, number in found.items():
+        if not number:
+            raise _empty(plan, split)
     lengths = {
         split: [(part.images, part.size) for part in parts] for split, parts in shards.items()
     }
