@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tests.data.mutations import ANY, OF_IMAGES, damaged, images_of_all_kinds
 from tests.data.processes import workers_of
@@ -92,6 +94,49 @@ def test_2600_damaged_images_are_read_or_counted_each_in_its_place(source, capfd
     assert not image[weight == 0].any()
     assert 0.2 * IMAGES < (weight == 0).sum() < 0.9 * IMAGES  # some of both
     capfd.readouterr()
+
+
+KINDS = images_of_all_kinds()
+EDITS = st.lists(
+    st.tuples(
+        st.sampled_from(("write", "flip", "insert", "cut")),
+        st.integers(0, 2**12),
+        st.integers(0, 255),
+    ),
+    min_size=1,
+    max_size=6,
+)
+
+
+def edited(data: bytes, edits: list[tuple[str, int, int]]) -> bytes:
+    """Small edits; their places wrap around, so that headers are met often."""
+    result = bytearray(data)
+    for what, place, byte in edits:
+        at = place % max(len(result), 1)
+        if what == "insert":
+            result.insert(at, byte)
+        elif what == "cut":
+            del result[at : at + byte]
+        elif result:
+            result[at] = byte if what == "write" else result[at] ^ (1 << byte % 8)
+    return bytes(result)
+
+
+@settings(
+    max_examples=2000,
+    deadline=None,
+    database=None,
+    derandomize=True,
+    suppress_health_check=list(HealthCheck),
+)
+@given(st.sampled_from(range(len(KINDS))), EDITS)
+def test_any_edit_of_an_image_gives_a_square_or_says_that_it_is_bad(kind, edits):
+    try:
+        square = EvalTransform(40, 32)(decode(edited(KINDS[kind], edits)))
+    except BadImage as error:
+        assert str(error)
+    else:
+        assert (square.dtype, square.shape) == (np.uint8, (32, 32, 3))
 
 
 def test_what_is_left_of_a_damaged_image_is_always_the_same(source):
