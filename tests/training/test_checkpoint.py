@@ -195,7 +195,7 @@ def test_a_file_in_the_place_of_the_directory_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot keep checkpoints in .*/file/checkpoints: Not a d"):
         Checkpointer(tmp_path / "file" / "checkpoints", save_every=1, keep=1)
-    with pytest.raises(UserError, match="holds no checkpoint: give the working directory of a run"):
+    with pytest.raises(UserError, match="is a file, and a checkpoint is a folder"):
         read_config(tmp_path / "file")
 
 

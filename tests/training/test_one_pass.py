@@ -68,7 +68,7 @@ def test_images_are_those_named_or_those_of_the_runs_validation(source, tmp_path
     config = load("configs/demo.py", {"data.data_dir": str(tmp_path / "data")})
     array = str(tmp_path / "images.npy")
     found, said = chosen_images(config, [array])
-    assert (len(found), said) == (19, array)
+    assert (len(found), said) == (19, "images.npy")
     found, said = chosen_images(config)
     assert (len(found), said) == (355, "digits (test)")
     found, said = chosen_images(config, dataset="digits", split="train[:7]")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import hashlib
 import json
@@ -11,7 +12,6 @@ from typing import Any, Protocol
 
 from etils import epath
 
-from xtra_jax.config_overrides import closest
 from xtra_jax.data.decode import BadImage
 from xtra_jax.data.folder import FolderSource
 from xtra_jax.data.mixture import Mixture
@@ -239,7 +239,7 @@ def _not_found(dataset: str, looked_in: str) -> str:
             f"folder that holds it, or prepare it with `xtra prepare --dataset {name}{smaller} "
             f"--data_dir {looked_in}`; {folders}"
         )
-    like = closest(name, CATALOGUE)[:1]
+    like = difflib.get_close_matches(name, CATALOGUE, n=1)
     meant = f" (did you mean {like[0]}?)" if like else ""
     return (
         f"The data set {dataset!r} was not found in {looked_in}, and `xtra prepare` knows none of "
