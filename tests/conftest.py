@@ -15,3 +15,10 @@ def runs(tmp_path_factory):
     runs = Runs(tmp_path_factory.mktemp("runs"))
     yield runs
     runs.close()
+
+
+@pytest.fixture(scope="module")
+def compiled_once(runs):
+    """The same program is compiled for one test of a file only."""
+    with runs.cache_here():
+        yield

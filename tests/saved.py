@@ -50,6 +50,12 @@ def save_checkpoint(workdir: Path, config: ConfigDict, params: dict) -> Path:
     return workdir
 
 
+def save_golden_run(workdir: Path, **changes) -> Path:
+    """A run's working directory with the golden weights."""
+    params = goldens.params_of("B_tiny_block_hot", goldens.tiny_spec())
+    return save_checkpoint(workdir, golden_config(**changes), params)
+
+
 def save_golden_file(path: Path, name: str = "B_tiny_block_hot") -> Path:
     """Golden weights as a file under their published names."""
     tensors = goldens.subset(goldens.load(name), "param/")

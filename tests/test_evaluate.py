@@ -14,6 +14,7 @@ from tests.saved import (
     save_golden_file,
     save_golden_images,
     save_golden_probe,
+    save_golden_run,
 )
 from xtra_jax.cli import main
 from xtra_jax.data.images import open_images
@@ -28,22 +29,15 @@ from xtra_jax.parallel.mesh import make_mesh
 from xtra_jax.probing.trained import trained_logits
 from xtra_jax.training.pretrain import make_evaluation
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
 SPEC = goldens.tiny_spec()
 LOSS_RTOL = 1e-6
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(runs):
-    """The same program is compiled for one test only."""
-    with runs.cache_here():
-        yield
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A run's working directory with the golden weights."""
-    params = goldens.params_of("B_tiny_block_hot", SPEC)
-    return save_checkpoint(tmp_path_factory.mktemp("runs") / "run", golden_config(), params)
+    return save_golden_run(tmp_path_factory.mktemp("runs") / "run")
 
 
 @pytest.fixture(scope="module")

@@ -36,8 +36,8 @@ def marked(mark: str) -> set[int]:
     return found
 
 
-def shared_memory(pid: int) -> set[tuple[int, int]]:
-    """The memory without a name that a process holds for batches: its inodes and their births."""
+def shared_memory(pid: int) -> set[int]:
+    """The memory without a name that a process holds for batches, by its inodes."""
     return {which for link, which in _descriptors(pid) if link.startswith("/memfd:xtra-batches")}
 
 
@@ -48,7 +48,7 @@ def named_shared_memory(pid: int) -> set[str]:
     return mapped | {link for link, _ in _descriptors(pid) if link.startswith("/dev/shm/")}
 
 
-def holders(memory: set[tuple[int, int]]) -> set[int]:
+def holders(memory: set[int]) -> set[int]:
     """The processes that hold any of this memory."""
     return {pid for pid in _pids() if shared_memory(pid) & memory}
 
@@ -73,7 +73,7 @@ def _pids() -> list[int]:
     return [int(name) for name in os.listdir("/proc") if name.isdigit()]
 
 
-def _descriptors(pid: int) -> set[tuple[str, tuple[int, int]]]:
+def _descriptors(pid: int) -> set[tuple[str, int]]:
     found = set()
     folder = f"/proc/{pid}/fd"
     try:
@@ -81,8 +81,7 @@ def _descriptors(pid: int) -> set[tuple[str, tuple[int, int]]]:
             path = f"{folder}/{name}"
             link = os.readlink(path)
             if link.startswith(("/memfd:", "/dev/shm/")):
-                status = os.stat(path)
-                found.add((link, (status.st_ino, status.st_ctime_ns)))
+                found.add((link, os.stat(path).st_ino))
     except OSError:
         pass  # it ended
     return found

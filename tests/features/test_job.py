@@ -15,6 +15,7 @@ from tests.saved import (
     save_checkpoint,
     save_golden_file,
     save_golden_images,
+    save_golden_run,
 )
 from xtra_jax.cli import main
 from xtra_jax.data.images import open_images
@@ -24,22 +25,15 @@ from xtra_jax.interop.open_checkpoint import open_checkpoint
 from xtra_jax.model.masks import block_raster_order
 from xtra_jax.probing.features import LINEAR, FeatureSpec, load_encoder
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
 SPEC = goldens.tiny_spec()
 PUBLISHED = "F_probe_features_uses_B_hot_weights"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(runs):
-    """The same program is compiled for one test only."""
-    with runs.cache_here():
-        yield
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A run's working directory with the golden weights."""
-    params = goldens.params_of("B_tiny_block_hot", SPEC)
-    return save_checkpoint(tmp_path_factory.mktemp("runs") / "run", golden_config(), params)
+    return save_golden_run(tmp_path_factory.mktemp("runs") / "run")
 
 
 @pytest.fixture(scope="module")

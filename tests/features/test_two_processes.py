@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests import goldens
 from tests.runs import ROOT, Run, free_port
-from tests.saved import golden_config, save_checkpoint
+from tests.saved import save_golden_run
 
 
 def start(command: str, workdir, folder, out, number: int, *place: str, devices: int) -> Run:
@@ -38,9 +37,7 @@ def alone_and_in_two(command: str, workdir, folder, one, two) -> None:
 
 @pytest.mark.slow
 def test_two_processes_write_what_one_writes(tmp_path):
-    spec = goldens.tiny_spec()
-    params = goldens.params_of("B_tiny_block_hot", spec)
-    workdir = save_checkpoint(tmp_path / "run", golden_config(), params)
+    workdir = save_golden_run(tmp_path / "run")
     folder = tmp_path / "images"
     folder.mkdir()
     rng = np.random.default_rng(0)

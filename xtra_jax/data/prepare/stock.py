@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import importlib.util
 import os
 import shutil
@@ -19,7 +18,7 @@ from tensorflow_datasets.core.download import checksums
 
 from xtra_jax.data.prepare.archives import BROKEN, Archives, reason
 from xtra_jax.data.prepare.catalogue import Archive, DataSet
-from xtra_jax.data.prepare.files import make_folder
+from xtra_jax.data.prepare.files import locked, make_folder
 from xtra_jax.data.prepare.progress import Progress
 from xtra_jax.errors import RunFailed, UserError
 
@@ -215,14 +214,8 @@ def _local_root(root: epath.Path) -> epath.Path:
 def _workspace(local: epath.Path, work: epath.Path) -> Iterator[None]:
     """Makes a folder that is removed in the end, also the one that a killed process left."""
     make_folder(work.parent)
-    # The lock goes with the process, however that ends.
-    with open(work.parent / f"{work.name}.lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(
-                f"Another process is preparing {work.name} in {local}; wait until it is done."
-            ) from error
+    busy = f"Another process is preparing {work.name} in {local}; wait until it is done."
+    with locked(work.parent / f"{work.name}.lock", busy):
         work.rmtree(missing_ok=True)
         work.mkdir()
         try:
