@@ -308,6 +308,15 @@ def test_a_config_survives_json(argument):
     configs.validate(again)
 
 
+def test_a_run_older_than_a_key_does_what_it_did():
+    config = configs.load("configs/demo.py")
+    saved = json.loads(json.dumps(config.to_dict()))
+    del saved["data"]["subset"], saved["optim"]["reduce_dtype"], saved["keep_checkpoints"]
+    again = configs.saved_config(saved)
+    assert (again.data.subset, again.optim.reduce_dtype) == ("", "float32")
+    assert set(configs.config_diff(config, again)) <= {"keep_checkpoints"}
+
+
 def test_the_difference_of_two_configs_is_their_keys_with_both_values():
     a = configs.load(BASE)
     b = configs.load(BASE, {"model.block_size": "2", "seed": "7"})

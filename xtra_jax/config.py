@@ -35,6 +35,7 @@ __all__ = [
     "from_dict",
     "load",
     "model_spec",
+    "saved_config",
     "split_overrides",
     "total_steps",
     "validate",
@@ -81,6 +82,17 @@ def from_dict(values: Mapping[str, Any]) -> ConfigDict:
         return tuple(value) if isinstance(value, list) else value
 
     return ConfigDict(convert(values)).lock()
+
+
+def saved_config(values: Mapping[str, Any]) -> ConfigDict:
+    """The pretraining config of a run, from the nested dicts that were saved with it.
+
+    Keys that are younger than the run have the base's values, which do what was done without them.
+    """
+    config = from_dict(values)
+    with config.unlocked():
+        _complete(config, _run_file(shipped_configs() / "base.py", "configs/base.py"))
+    return config
 
 
 def config_diff(a: ConfigDict, b: ConfigDict) -> dict[str, tuple[Any, Any]]:
@@ -253,6 +265,14 @@ def _check_keys(config: ConfigDict, path: str) -> None:
             f"configs/{base}, which has every key"
         )
     check_types(given, expected, where=f"config {path!r}")
+
+
+def _complete(config: ConfigDict, base: ConfigDict) -> None:
+    for key, value in base.items():
+        if key not in config:
+            config[key] = value
+        elif isinstance(value, ConfigDict):
+            _complete(config[key], value)
 
 
 def _line_of(error: Exception, file: Path) -> str:

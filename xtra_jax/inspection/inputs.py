@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from xtra_jax.config import from_dict, load, model_spec, with_encoder_input
+from xtra_jax.config import load, model_spec, saved_config, with_encoder_input
 from xtra_jax.data.device_resize import resize_on_device
 from xtra_jax.data.pipeline import Transform
 from xtra_jax.data.sources import Source
@@ -107,7 +107,7 @@ def _with_encoder(config: ConfigDict) -> tuple[ConfigDict, ConfigDict, str]:
     """A probe's config completed by its encoder's, that one, and where it is from."""
     if config.checkpoint:
         path = find_checkpoint(config.checkpoint)
-        pretraining, encoder = from_dict(read_config(path)), str(path)
+        pretraining, encoder = saved_config(read_config(path)), str(path)
     else:
         pretraining, encoder = load(NO_ENCODER), NO_ENCODER
     return with_encoder_input(config, pretraining), pretraining, encoder

@@ -19,7 +19,7 @@ from etils import epath
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
-from xtra_jax.config import from_dict, load, model_spec, validate
+from xtra_jax.config import load, model_spec, saved_config, validate
 from xtra_jax.config_overrides import override
 from xtra_jax.errors import UserError
 from xtra_jax.interop.imported import Report
@@ -140,7 +140,7 @@ def open_checkpoint(
             reader = partial(_probe_of_file, found, config or None, overrides)
     else:
         found = find_checkpoint(path, step)
-        params, described = restore_params(found), config or from_dict(read_config(found))
+        params, described = restore_params(found), config or saved_config(read_config(found))
     described = _overridden(described, settings or {}, overrides or {})
     params = jax.tree.map(_as_float32, params)
     _check_fits(found, params, described, own=not config)
