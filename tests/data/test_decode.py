@@ -262,6 +262,13 @@ def test_what_follows_a_jpeg_is_not_taken_for_scans(picture, encode, monkeypatch
         assert time.monotonic() - begin < 5
 
 
+def test_pairs_of_bytes_are_counted_wherever_they_begin():
+    rng = np.random.default_rng(0)
+    for length in range(2, 200):
+        data = rng.choice(np.frombuffer(b"\xff\xda\0", np.uint8), length).tobytes()
+        assert decoding._count_pairs(data, b"\xff\xda") == data.count(b"\xff\xda")
+
+
 def test_scans_and_segments_cannot_hide_from_being_counted(picture, encode):
     data = encode(picture(32, 32), "JPEG", progressive=True)
     last = data.rindex(b"\xff\xda")

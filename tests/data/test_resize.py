@@ -54,7 +54,7 @@ def exact(request):
     if request.param == "numba":
         pytest.importorskip("numba")
         if resizing._numba() is None:
-            pytest.skip("the installed Pillow is pillow-simd, which rounds otherwise")
+            pytest.skip("the installed Pillow rounds otherwise")
         return resizing._numba()
     return resize_exact
 
@@ -81,6 +81,70 @@ def test_a_crop_is_resized_without_being_copied_first(exact, picture):
     np.testing.assert_array_equal(result, pillow(crop.copy(), 32, 48))
     assert result.flags.writeable and result.flags.c_contiguous
     np.testing.assert_array_equal(image, picture(90, 120))
+
+
+def test_pixels_of_any_memory_layout_are_resized(exact, picture):
+    image = picture(60, 80)
+    read_only = image.copy()
+    read_only.flags.writeable = False
+    layouts = [
+        read_only,
+        np.asfortranarray(image),
+        image[::-1],
+        image[:, ::-1],
+        image[..., ::-1],
+        image[::2, ::3],
+        image.transpose(1, 0, 2),
+        np.broadcast_to(image[..., :1], image.shape),
+    ]
+    for pixels in layouts:
+        expected = pillow(np.ascontiguousarray(pixels), 30, 33, True)
+        np.testing.assert_array_equal(exact(pixels, 30, 33, True), expected)
+
+
+def filtered(pixels, size, bits):
+    """Filters along the rows, with weights of so many bits beside the sign."""
+    scale = pixels.shape[1] / size
+    stretch = max(scale, 1)
+    at = np.abs(np.arange(pixels.shape[1]) + 0.5 - (np.arange(size)[:, None] + 0.5) * scale)
+    at /= stretch
+    near, far = ((1.5 * at - 2.5) * at * at + 1, -0.5 * (((at - 5) * at + 8) * at - 4))
+    weights = np.where(at < 1, near, np.where(at < 2, far, 0))
+    weights /= weights.sum(1, keepdims=True)
+    shift = 0
+    while shift < 22 and np.rint(weights.max() * 2 ** (shift + 1)) < 2**bits:
+        shift += 1
+    sums = np.einsum("xk,ykc->yxc", np.rint(weights * 2**shift).astype(int), pixels.astype(int))
+    return np.clip((sums + 2 ** (shift - 1)) >> shift, 0, 255)
+
+
+@pytest.mark.parametrize(("shape", "size"), [((50, 90), (16, 32)), ((20, 30), (31, 77))])
+@pytest.mark.parametrize("narrow", [False, True])
+def test_weights_have_the_bits_that_pillows_or_pillow_simds_have(shape, size, narrow):
+    kernels = pytest.importorskip("xtra_jax.data.resize_kernels")
+    pixels, bits = noise(*shape), 15 if narrow else 31
+    along_rows = filtered(pixels, size[1], bits)
+    expected = filtered(along_rows.transpose(1, 0, 2), size[0], bits).transpose(1, 0, 2)
+    result = kernels.resize(pixels, *size, narrow=narrow)
+    np.testing.assert_array_equal(result, expected)
+    assert (result != kernels.resize(pixels, *size, narrow=not narrow)).any()
+
+
+def test_numba_rounds_as_pillow_simd_where_that_is_what_is_installed(monkeypatch):
+    kernels = pytest.importorskip("xtra_jax.data.resize_kernels")
+
+    def pillow_simd(pixels, height, width, flip=False):
+        return kernels.resize(pixels, height, width, flip, narrow=True)
+
+    monkeypatch.setattr(resizing, "filters_columns_first", lambda *_: False)
+    monkeypatch.setattr(resizing, "resize_with_pillow", pillow_simd)
+    resizing._numba.cache_clear()
+    try:
+        pixels = noise(60, 90)
+        np.testing.assert_array_equal(resize_exact(pixels, 32, 40), pillow_simd(pixels, 32, 40))
+        assert (resize_exact(pixels, 32, 40) != kernels.resize(pixels, 32, 40)).any()
+    finally:
+        resizing._numba.cache_clear()
 
 
 def test_numba_is_not_used_where_pillow_gives_other_results(monkeypatch):
@@ -151,7 +215,7 @@ def test_fast_resizing_draws_the_same_crops(photographs, monkeypatch):
 def test_where_there_is_numba_a_fast_resize_is_exact():
     pytest.importorskip("numba")
     if resizing._numba() is None:
-        pytest.skip("the installed Pillow is pillow-simd, which rounds otherwise")
+        pytest.skip("the installed Pillow rounds otherwise")
     assert resizer("fast") is resizing._numba()
     assert "exactly as pillow" in describe_resizer("fast")
 

