@@ -26,6 +26,7 @@ CORE = [
     "flatbuffers>=24",  # in which jax.export writes programs; jax does not install it
     "cloudpickle>=3",  # hands a script's or notebook's own classes to worker processes
     "tensorboardX>=2.6.2",  # writes TensorBoard's files without TensorFlow
+    "matplotlib>=3.9",  # the pictures of studies of probes
 ]
 # What TFDS's own builders need, on the machine that prepares and nowhere else.
 PREPARE = [

@@ -9,13 +9,17 @@ import platform
 
 import jax
 
-from benchmarks import input_pipeline, train_step
+from benchmarks import input_pipeline, probe_sweep, train_step
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
-        "what", nargs="?", choices=("step", "input"), default="step", help="what to time (step)"
+        "what",
+        nargs="?",
+        choices=("step", "input", "sweep"),
+        default="step",
+        help="what to time (step)",
     )
     parser.add_argument("--repeats", type=int, default=15, help="timed turns per case (15)")
     parser.add_argument("--out", help="a JSON file for the results")
@@ -31,7 +35,8 @@ def main() -> None:
         result |= input_pipeline.run(args.repeats)
         input_pipeline.show(result)
     else:
-        result |= train_step.run(args.repeats)
+        job = probe_sweep if args.what == "sweep" else train_step
+        result |= job.run(args.repeats)
         for name, value in result.items():
             if name != "spec":
                 print(f"{name:26}{value:.4g}" if isinstance(value, float) else f"{name:26}{value}")

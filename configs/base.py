@@ -33,6 +33,7 @@ def get_config() -> config_dict.ConfigDict:
         loss=_loss(),
         optim=_optim(),
         data=_data(),
+        signals=_signals(),
         mesh=mesh(),
     )
 
@@ -119,6 +120,17 @@ def _data():
         num_workers=-1,  # processes that decode: -1 by cores, in 1/4 of the memory; 0 for threads
         prefetch=1,  # batches that each of them keeps ready
         bad_fraction=0.001,  # share of images that may be broken (ten are always allowed); 0: none
+    )
+
+
+def _signals():
+    """What the encoder is good for already, without training a probe: few-shot and k-NN."""
+    return dict(
+        every=0,  # steps between measurements, beside one at the end; 0 for none at all
+        dataset="",  # a small labelled set, in data.data_dir, which need not be the training's
+        train_split="train",  # where shots and neighbours are taken from
+        eval_split="test",  # what they are tried on
+        max_gib=4.0,  # decoded images are kept in memory if they take no more, over all processes
     )
 
 

@@ -2,7 +2,8 @@
 
 `NAME` is the attentive probe, `NAME_linear` the linear probe as published for B/16 and
 `NAME_linear_h14` the one for H/14, which augments and decays weights like an attentive probe. The
-digits are one config, `digits`, with heads of both kinds.
+digits are one config, `digits`, with heads of both kinds. `all` is a study: the attentive probes of
+all fifteen, one after another, or whatever `--config.datasets` names.
 
 | name | classes | batch | warm-up epochs | rates | evaluated on |
 |---|---|---|---|---|---|
@@ -73,14 +74,17 @@ BENCHMARKS = {
 }
 NAMES = (
     "digits",
+    "all",
     *(name + suffix for name in BENCHMARKS for suffix in ("", "_linear", "_linear_h14")),
 )
 
 
 def get_config(name: str):
     config = probe_base.get_config()
-    config.name = f"probe_{name}"
-    if name == "digits":
+    config.name = name
+    if name == "all":
+        config.datasets = ",".join(BENCHMARKS)
+    elif name == "digits":
         _digits(config)
     else:
         _benchmark(config, name)
@@ -108,7 +112,7 @@ def _benchmark(config, name: str):
     if linear:
         config.kind = "linear"
     if linear and suffix != "_h14":
-        config.optim.weight_decay = 0.0
+        config.weight_decays = (0.0,)
         config.data.update(randaugment="", erasing=0.0)
 
 
@@ -119,9 +123,9 @@ def _digits(config):
     config.batch_size = 128
     config.epochs = 30.0
     config.eval_every = 55
-    config.rates = (3e-3, 1e-2, 3e-2)
+    config.rates = (1e-3, 2e-3, 3e-3, 6e-3, 1e-2, 3e-2, 6e-2, 1e-1, 2e-1)
     config.optim.warmup_epochs = 0.0
-    config.probe.last_layers = min(config.probe.last_layers, pretraining.model.depth)
+    config.probe.attentive_layers = (pretraining.model.depth,)
     config.data.update(
         dataset="digits",
         eval_split="test",

@@ -9,28 +9,46 @@ def get_config() -> config_dict.ConfigDict:
     return config_dict.create(
         name="probe",  # of the run, in logs and reports
         seed=0,  # of the heads' initial weights, the data order and augmentation
-        kind="attentive",  # attentive (tokens pooled by learned queries), linear (mean) or both
+        # Heads to train: attentive (tokens pooled by learned queries), linear (mean token) or both.
+        # Or nothing to train: few_shot or knn, of the mean token of probe.linear_layers.
+        kind="attentive",
         checkpoint="",  # workdir or checkpoint of the encoder
         batch_size=4096,  # images per optimizer step, over all devices
         epochs=100.0,  # length in passes over the training set, or 0 and ...
         steps=0,  # ... its length in optimizer steps: exactly one of the two is above 0
         # The rates at which the optimizer really peaks; see configs/probe.py.
-        rates=(1e-4, 3e-4, 5e-4, 1e-3, 1.5e-3, 2e-3, 4e-3),  # one head is trained for each
+        rates=(1e-4, 3e-4, 5e-4, 1e-3, 1.5e-3, 2e-3, 4e-3),  # one head is trained for each ...
+        # ... with each of these, on everything with two or more dimensions that is not a bias.
+        weight_decays=(0.1,),
         label_smoothing=0.0,  # share of the target spread evenly over the classes
+        # What the best head is chosen on: test, the split whose accuracy is reported, as published,
+        # or heldout, a part of the training images, of every class, that no head is trained on.
+        select="test",
+        heldout_fraction=0.1,  # how large that part is, above 0 and below 1
+        datasets="",  # a study: names of this file, with commas, to be probed one after another
         log_every=50,  # steps between lines of metrics
         eval_every=0,  # steps between evaluations, 0 for one after every epoch
+        save_every=500,  # steps between checkpoints, which are removed when the probe is complete
+        keep_checkpoints=1,  # how many of the last checkpoints stay on disk until then
         probe=_probe(),
         optim=_optim(),
         data=_data(),
+        cache=_cache(),
         mesh=base.mesh(),
     )
 
 
 def _probe():
     return dict(
-        last_layers=6,  # attentive: layers from the end that are averaged; linear sees the last
+        # Several values make as many heads of each rate and weight decay.
+        attentive_layers=(6,),  # attentive: layers from the end whose mean the head sees
+        linear_layers=(1,),  # linear: the same
+        final_norm=(False,),  # whether the encoder's final LayerNorm is applied to each layer first
         num_queries=1,  # attentive: learned queries; their outputs are averaged
         num_heads=16,  # attentive: attention heads
+        # Heads of one kind and the same features that are computed at once, 0 for all of them:
+        # fewer take less memory and more time, and change nothing else.
+        heads_at_once=0,
     )
 
 
@@ -42,7 +60,6 @@ def _optim():
         beta1=0.9,  # AdamW: decay of the first moment
         beta2=0.95,  # AdamW: decay of the second moment
         eps=1e-8,  # AdamW: added to the root of the second moment
-        weight_decay=0.1,  # of everything with two or more dimensions that is not a bias
         clip_norm=3.0,  # largest norm of a head's gradient, 0 for no clipping
     )
 
@@ -70,4 +87,12 @@ def _data():
         num_workers=-1,  # processes that decode: -1 by cores, in 1/4 of the memory; 0 for threads
         prefetch=1,  # batches that each of them keeps ready
         bad_fraction=0.001,  # share of images that may be broken (ten are always allowed); 0: none
+    )
+
+
+def _cache():
+    """Features that come out the same in every pass, and are computed only once."""
+    return dict(
+        max_gib=8.0,  # how large those of one split may be together, or they aren't kept; 0: none
+        dir="",  # the folder to keep them in; "" is features, in that of the results
     )

@@ -46,7 +46,9 @@ fi
 
 # A run that was stopped and has saved says so by this exit code; one that is complete exits with 0.
 stopped=85
-[ "$1" != pretrain ] || set -- "$@" --stopped_exit_code "$stopped"
+case "$1" in
+pretrain | probe) set -- "$@" --stopped_exit_code "$stopped" ;;
+esac
 
 # One process for all GPUs of its node, where jax alone would give it the first of them. A process
 # for each GPU is jax's own way, and what sbatch --ntasks-per-node=8 gets.

@@ -158,16 +158,44 @@ class Runs:
             record: a folder for what each step sees (see tests/seen.py).
             how: arguments of `subprocess.Popen`.
         """
+        module = ["xtra_jax"] if record is None else ["tests.seen", str(record)]
+        keys = [f"--config.{key}={value}" for key, value in self.overrides(overrides).items()]
+        command = [sys.executable, "-m", *module, "pretrain", "--config=configs/demo.py", *keys]
+        return self._start(
+            [*command, f"--workdir={workdir}", *arguments], devices, environment, cached, **how
+        )
+
+    def start_probe(
+        self,
+        checkpoint: Path | str,
+        out: Path | str,
+        overrides: Overrides | None = None,
+        *,
+        devices: int = 1,
+        arguments: tuple[str, ...] = (),
+    ) -> Run:
+        """Starts `xtra probe` on the digits."""
+        settings = {"data.data_dir": str(self._data), **(overrides or {})}
+        keys = [f"--config.{key}={value}" for key, value in settings.items()]
+        command = [sys.executable, "-m", "xtra_jax", "probe", "--config=configs/probe.py:digits"]
+        where = [f"--checkpoint={checkpoint}", f"--out={out}"]
+        return self._start([*command, *keys, *where, *arguments], devices, None, True)
+
+    def _start(
+        self,
+        command: list[str],
+        devices: int,
+        environment: dict[str, str] | None,
+        cached: bool,
+        **how,
+    ) -> Run:
         settings = {"jax_platforms": "cpu", "jax_num_cpu_devices": devices}
         if cached:
             settings |= _CACHE | {"jax_compilation_cache_dir": self._cache}
         variables = {name.upper(): str(value) for name, value in settings.items()}
-        module = ["xtra_jax"] if record is None else ["tests.seen", str(record)]
-        keys = [f"--config.{key}={value}" for key, value in self.overrides(overrides).items()]
-        command = [sys.executable, "-m", *module, "pretrain", "--config=configs/demo.py", *keys]
         self._count += 1
         run = Run(
-            [*command, f"--workdir={workdir}", *arguments],
+            command,
             os.environ | {"PYTHONPATH": str(ROOT)} | variables | (environment or {}),
             self._folder / f"{self._count}.log",
             **how,

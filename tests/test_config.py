@@ -71,6 +71,13 @@ def test_a_single_number_is_a_tuple_of_one():
     assert configs.load(DIGITS, {"rates": "1e-3"}).rates == (1e-3,)
 
 
+def test_a_list_of_whole_numbers_or_of_truths_stays_one():
+    layers = configs.load(DIGITS, {"probe.attentive_layers": "1,4"}).probe.attentive_layers
+    assert layers == (1, 4) and all(type(n) is int for n in layers)
+    probe = configs.load(DIGITS, {"probe.final_norm": "true, false"}).probe
+    assert probe.final_norm == (True, False)
+
+
 def test_both_ways_of_writing_an_override_are_taken_out_and_the_rest_keeps_its_order():
     overrides, rest = configs.split_overrides(
         ["pretrain", "--config", "a.py", "--config.seed=1", "--workdir", "w", "--config.mesh.data"]
@@ -264,6 +271,16 @@ def test_a_value_that_cannot_be_is_refused_with_what_would_be_right(overrides, s
         ({"data.randaugment": "rand-m5"}, "'rand-m9-mstd0.5-inc1'"),
         ({"rates": ""}, "one or several numbers above 0"),
         ({"rates": "1e-3,0"}, "one or several numbers above 0"),
+        ({"rates": "1e-3,0.001"}, "rates=0.001,0.001 must be one or several numbers above 0, all"),
+        ({"weight_decays": "-0.1"}, "weight_decays=-0.1 must be one or several numbers, 0 or more"),
+        ({"probe.attentive_layers": "0"}, "whole numbers, at least 1"),
+        ({"probe.linear_layers": "1,1.5"}, "=1,1.5 must be one or several whole"),
+        ({"probe.final_norm": "maybe"}, "probe.final_norm=maybe should be a list"),
+        ({"probe.final_norm": "true,true"}, "must be false, true or both"),
+        ({"probe.heads_at_once": "-1"}, "0 or more"),
+        ({"select": "train"}, "there are 'test', 'heldout'"),
+        ({"heldout_fraction": "1"}, "above 0 and below 1"),
+        ({"select": "heldout", "data.mixture": "1,2"}, "leave data.mixture empty"),
         ({"label_smoothing": "1"}, "below 1"),
         ({"data.erasing": "2"}, "from 0 to 1"),
         ({"data.num_classes": "1"}, "at least 2"),

@@ -71,7 +71,7 @@ def test_every_config_builds_the_model_it_describes(name):
 
 @pytest.mark.parametrize("name", PROBES)
 def test_every_probe_loads(name):
-    assert load(f"probe.py:{name}").name == f"probe_{name}"
+    assert load(f"probe.py:{name}").name == name
 
 
 def test_no_config_file_is_left_out_of_these_tests():
@@ -188,14 +188,20 @@ def test_a_benchmark_has_its_published_protocol(name):
 
 def test_there_are_fifteen_benchmarks_and_the_digits():
     assert len(BENCHMARKS) == 15
-    assert {name.partition("_linear")[0] for name in PROBES} == {*BENCHMARKS, "digits"}
+    assert {name.partition("_linear")[0] for name in PROBES} == {*BENCHMARKS, "digits", "all"}
+
+
+def test_all_is_a_study_of_the_fifteen_attentive_probes_and_no_other_config_is_one():
+    studies = {name: load(f"probe.py:{name}").datasets for name in PROBES}
+    assert studies.pop("all").split(",") == list(BENCHMARKS)
+    assert not any(studies.values())
 
 
 def recipe(config):
     data = config.data
     return (
         config.kind,
-        config.optim.weight_decay,
+        config.weight_decays,
         data.randaugment,
         data.erasing,
     )
@@ -206,22 +212,24 @@ def test_the_three_kinds_of_probe_of_a_benchmark_have_their_published_recipes(na
     strong = ("rand-m9-mstd0.5-inc1", 0.25)
     kinds = [load(f"probe.py:{name}{suffix}") for suffix in ("", "_linear", "_linear_h14")]
     assert [recipe(config) for config in kinds] == [
-        ("attentive", 0.1, *strong),
-        ("linear", 0.0, "", 0.0),
-        ("linear", 0.1, *strong),
+        ("attentive", (0.1,), *strong),
+        ("linear", (0.0,), "", 0.0),
+        ("linear", (0.1,), *strong),
     ]
     for config in kinds:
         data = config.data
         assert (data.crop_scale, data.crop_ratio, data.flip) == ((0.08, 1.0), (3 / 4, 4 / 3), 0.5)
         probe = config.probe
-        assert (probe.last_layers, probe.num_queries, probe.num_heads) == (6, 1, 16)
+        assert (probe.attentive_layers, probe.linear_layers) == ((6,), (1,))
+        assert (probe.num_queries, probe.num_heads, probe.final_norm) == (1, 16, (False,))
+        assert config.select == "test"  # as published
 
 
 def test_the_digits_probe_fits_the_demo_encoder():
     demo = load("demo.py")
     probe = configs.with_encoder_input(load("probe.py:digits"), demo)
-    assert probe.kind == "both"
-    assert probe.probe.last_layers <= demo.model.depth
+    assert probe.kind == "both" and len(probe.rates) == 9
+    assert max(probe.probe.attentive_layers) <= demo.model.depth
     assert demo.model.width % probe.probe.num_heads == 0
     assert probe.data.dataset == demo.data.dataset == "digits"
     assert probe.data.image_size == demo.model.image_size

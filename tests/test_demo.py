@@ -1,6 +1,5 @@
 """The demo, as a user runs it: minutes each, so all of it is slow."""
 
-import json
 import os
 import re
 import signal
@@ -12,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 
+from xtra_jax.probing.results import best_head, read_results
 from xtra_jax.training.checkpoint import restore_params
 
 pytestmark = pytest.mark.slow
@@ -50,9 +50,9 @@ def accuracies(workdir) -> dict:
     """Accuracy by encoder and kind of probe."""
     found = {}
     for encoder in ("pretrained", "untrained"):
-        results = json.loads((workdir / "probes" / f"digits_{encoder}.json").read_text())
-        best = {kind: head["last"]["accuracy"] for kind, head in results["best"].items()}
-        found[encoder] = best
+        histories = read_results(workdir / "probes" / f"digits_{encoder}").histories
+        kinds = ("linear", "attentive")
+        found[encoder] = {kind: best_head(histories, kind).test.accuracy for kind in kinds}
     return found
 
 

@@ -17,6 +17,7 @@ BELOW_INTEROP = BELOW_TRAINING | CONFIG | {"training"}
 BELOW_JOBS = BELOW_INTEROP | {"interop"}
 JOBS = {"inspection", "plan", "probing", "reconstruct"}
 OF_ENCODERS = {"features", "evaluate", "export"}  # jobs that use what probes do
+OF_RUNS = {"report"}  # what probes and pictures found out, on one page
 
 # Each room, and the rooms that it may import, its own apart.
 MAY_IMPORT = {
@@ -31,9 +32,10 @@ MAY_IMPORT = {
     "interop": BELOW_INTEROP,
     **dict.fromkeys(JOBS, BELOW_JOBS),
     **dict.fromkeys(OF_ENCODERS, BELOW_JOBS | {"probing"}),
+    **dict.fromkeys(OF_RUNS, BELOW_JOBS | {"probing", "reconstruct"}),
     "demo": BELOW_JOBS | JOBS,  # runs the other jobs one after another
     "command_line": {"errors"},
-    "cli": {"command_line"} | BELOW_JOBS | JOBS | OF_ENCODERS | {"demo"},
+    "cli": {"command_line"} | BELOW_JOBS | JOBS | OF_ENCODERS | OF_RUNS | {"demo"},
     "__main__": {"cli"},
     "__init__": BELOW_JOBS | JOBS,
 }

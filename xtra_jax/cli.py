@@ -16,7 +16,7 @@ from xtra_jax.command_line import DOES_NOT_FIT, make_parser
 from xtra_jax.errors import RunFailed, UserError
 
 # What the same command continues after an interruption.
-_CONTINUED = {"pretrain": " the run", "demo": " the run", "prepare": ""}
+_CONTINUED = {"pretrain": " the run", "probe": " it", "demo": " the run", "prepare": ""}
 # Commands that may change keys of the config that describes their weights.
 _OF_WEIGHTS = ("import", "features", "evaluate", "export")
 
@@ -104,9 +104,11 @@ def _pretrain(args, overrides) -> int:
 
     with Stop(args.stopped_exit_code) as stop, _joined(args) as group:
         stop.share(group)
+        from xtra_jax.probing.signals import make_signals
         from xtra_jax.training.pretrain import pretrain
 
-        outcome = pretrain(_load(args, overrides, "pretrain"), args.workdir, stop=stop)
+        config = _load(args, overrides, "pretrain")
+        outcome = pretrain(config, args.workdir, stop=stop, signals=make_signals)
     if _first(group):
         _tell(_said_of(outcome, args.workdir))
     return args.stopped_exit_code if outcome.stopped_by else 0
@@ -118,16 +120,29 @@ def _said_of(outcome, workdir: str) -> str:
     return f"checkpoints and metrics are in {workdir}"
 
 
-def _probe(args, overrides) -> None:
+def _probe(args, overrides) -> int:
+    from xtra_jax.training.stopping import Stop
+
     if args.checkpoint:
         overrides["checkpoint"] = args.checkpoint
-    with _joined(args) as group:
-        from xtra_jax.probing.job import probe, summary
+    with Stop(args.stopped_exit_code) as stop, _joined(args) as group:
+        stop.share(group)
+        from xtra_jax.probing import study, training_free
 
         config = _load(args, overrides, "probe")
-        histories = probe(config, args.out, encoder_config=args.encoder_config)
+        named = {"out": args.out, "encoder_config": args.encoder_config}
+        if config.kind in training_free.KINDS:
+            studied = training_free.measure_all(args.config, overrides, **named)
+            said = training_free.describe(studied)
+        else:
+            studied = study.probe_all(args.config, overrides, stop=stop, **named)
+            said = study.describe(studied)
     if _first(group):
-        _tell(summary(histories))
+        _tell(said)
+    if studied.stopped:
+        return args.stopped_exit_code
+    studied.check_complete()
+    return 0
 
 
 def _reconstruct(args, overrides) -> None:
@@ -300,6 +315,12 @@ def _prepare(args, overrides) -> None:
     _tell(f"{name} is ready in {directory}; --config.data.dataset={name} reads it")
 
 
+def _report(args, overrides) -> None:
+    from xtra_jax.report.job import report
+
+    _tell(report(args.workdir, args.out))
+
+
 def _demo(args, overrides) -> None:
     from xtra_jax.demo import demo
 
@@ -317,6 +338,7 @@ _RUNS = {
     "import": _import,
     "export": _export,
     "plan": _plan,
+    "report": _report,
     "demo": _demo,
 }
 

@@ -116,27 +116,36 @@ def make_parser(runs: Mapping[str, Callable]) -> argparse.ArgumentParser:
             help="how long they wait for each other at the start (300)",
         )
 
+    def can_be_stopped(sub):
+        sub.add_argument(
+            "--stopped_exit_code",
+            type=int,
+            default=0,
+            metavar="N",
+            help="exit code after SIGTERM or SIGUSR1, which save a checkpoint and end the run (0)",
+        )
+
     sub = command("pretrain", "Train; continue by itself when WORKDIR holds a run.")
     takes_config(sub)
     sub.add_argument("--workdir", required=True, metavar="DIR", help="where the run is kept")
-    sub.add_argument(
-        "--stopped_exit_code",
-        type=int,
-        default=0,
-        metavar="N",
-        help="exit code after SIGTERM or SIGUSR1, which save a checkpoint and end the run (0)",
-    )
+    can_be_stopped(sub)
     takes_processes(sub)
 
-    sub = command("probe", "Train probes on a frozen encoder and write their accuracies.")
+    sub = command(
+        "probe",
+        "Train probes on a frozen encoder and write their accuracies, of one data set or of "
+        "several one after another; continue by itself where OUT holds what was begun. With "
+        "--config.kind=few_shot or --config.kind=knn nothing is trained.",
+    )
     takes_config(sub)
     takes_checkpoint(sub, required=False)
     sub.add_argument(
         "--out",
         default="",
-        metavar="FILE.json",
-        help="results (probes/NAME.json in the run's working directory)",
+        metavar="DIR",
+        help="where results are kept (probes/NAME in the run's working directory)",
     )
+    can_be_stopped(sub)
     sub.add_argument(
         "--encoder_config",
         default="",
@@ -269,6 +278,13 @@ def make_parser(runs: Mapping[str, Callable]) -> argparse.ArgumentParser:
     sub.add_argument(
         "--examples", type=int, metavar="N", help="training images, where they are not known"
     )
+
+    sub = command(
+        "report",
+        "Put what is known of a run on one HTML page: curves, pictures, probes, config, hashes.",
+    )
+    sub.add_argument("workdir", metavar="RUN", help="the run's working directory")
+    sub.add_argument("--out", default="", metavar="FILE.html", help="(report.html in RUN)")
 
     sub = command("prepare", "Build a data set as ArrayRecord, or list what can be.")
     sub.add_argument("--dataset", default="", metavar="NAME", help="which data set")

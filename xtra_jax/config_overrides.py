@@ -133,7 +133,7 @@ def _parse(key: str, value: Any, current: Any) -> Any:
         raise UserError(f"--config.{key} needs a value, as in {example}")
     text = as_text(value).strip()
     try:
-        return parse(text)
+        return _elements(text, current) if isinstance(current, tuple) else parse(text)
     except ValueError:
         raise UserError(f"--config.{key}={text} should be {expected}, as in {example}") from None
 
@@ -152,10 +152,16 @@ def _number(text: str) -> float:
     return value
 
 
-def _numbers(text: str) -> tuple[float, ...]:
+def _elements(text: str, current: tuple) -> tuple:
+    """A list like the present one: of numbers, of whole numbers, or of true and false."""
     bracketed = text[:1] + text[-1:] in ("()", "[]")
     parts = (text[1:-1] if bracketed else text).rstrip(", ")
-    return tuple(_number(part) for part in parts.split(",")) if parts else ()
+    kind = type(current[0]) if current else float
+    parse = _boolean if kind is bool else _number
+    values = tuple(parse(part.strip()) for part in parts.split(",")) if parts else ()
+    if kind is int:
+        values = tuple(int(value) if value == int(value) else value for value in values)
+    return values
 
 
 _TYPES: dict[type, tuple[str, str, Callable[[str], Any]]] = {
@@ -163,5 +169,5 @@ _TYPES: dict[type, tuple[str, str, Callable[[str], Any]]] = {
     int: ("a whole number", "1", int),
     float: ("a number", "0.5", _number),
     str: ("text", "text", str),
-    tuple: ("a list of numbers with commas between them", "0.5,1.0", _numbers),
+    tuple: ("a list of numbers (or of true and false) with commas between them", "0.5,1.0", tuple),
 }

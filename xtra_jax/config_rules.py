@@ -32,10 +32,17 @@ CHOICES = {
     "predictor.dtype": ("float32", "bfloat16"),
     "loss.kind": ("mse", "l1"),
     "optim.reduce_dtype": ("float32", "bfloat16"),
-    "kind": ("attentive", "linear", "both"),
+    "kind": ("attentive", "linear", "both", "few_shot", "knn"),
+    "select": ("test", "heldout"),
     "data.resize": ("exact", "fast", "device"),
     "data.randaugment": ("", "rand-m9-mstd0.5-inc1"),
 }
+
+
+def _all_different(values: tuple) -> bool:
+    """Whether there is at least one value, and none twice."""
+    return len(values) == len(set(values)) > 0
+
 
 _AT_LEAST_1 = ("at least 1", lambda value: value >= 1)
 _NOT_NEGATIVE = ("0 or more", lambda value: value >= 0)
@@ -58,6 +65,10 @@ _SPREADS = (
     "three numbers above 0, one per channel",
     lambda values: len(values) == 3 and all(value > 0 for value in values),
 )
+_LAYERS = (
+    "one or several whole numbers, at least 1, all different",
+    lambda values: _all_different(values) and all(v >= 1 and v == int(v) for v in values),
+)
 _AXIS = ("at least 1, or -1 for all devices left", lambda value: value == -1 or value >= 1)
 
 RANGES = {
@@ -71,9 +82,14 @@ RANGES = {
     "save_every": _AT_LEAST_1,
     "keep_checkpoints": _AT_LEAST_1,
     "rates": (
-        "one or several numbers above 0",
-        lambda rates: len(rates) > 0 and all(rate > 0 for rate in rates),
+        "one or several numbers above 0, all different",
+        lambda rates: _all_different(rates) and all(rate > 0 for rate in rates),
     ),
+    "weight_decays": (
+        "one or several numbers, 0 or more, all different",
+        lambda decays: _all_different(decays) and all(decay >= 0 for decay in decays),
+    ),
+    "heldout_fraction": ("above 0 and below 1", lambda value: 0 < value < 1),
     "label_smoothing": _BELOW_1,
     "model.width": _NOT_NEGATIVE,
     "model.depth": _NOT_NEGATIVE,
@@ -83,9 +99,15 @@ RANGES = {
     "predictor.hidden": _AT_LEAST_1,
     "predictor.depth": _AT_LEAST_1,
     "head.hidden": _AT_LEAST_1,
-    "probe.last_layers": _AT_LEAST_1,
+    "probe.attentive_layers": _LAYERS,
+    "probe.linear_layers": _LAYERS,
+    "probe.final_norm": (
+        "false, true or both",
+        lambda values: _all_different(values) and set(values) <= {False, True},
+    ),
     "probe.num_queries": _AT_LEAST_1,
     "probe.num_heads": _AT_LEAST_1,
+    "probe.heads_at_once": _NOT_NEGATIVE,
     "optim.lr": _POSITIVE,
     "optim.warmup_lr": _NOT_NEGATIVE,
     "optim.end_lr": _NOT_NEGATIVE,
@@ -112,6 +134,9 @@ RANGES = {
     "data.num_workers": ("0 or more, or -1 for as many as the cores", lambda value: value >= -1),
     "data.prefetch": _AT_LEAST_1,
     "data.bad_fraction": _PROBABILITY,
+    "signals.every": _NOT_NEGATIVE,
+    "signals.max_gib": _NOT_NEGATIVE,
+    "cache.max_gib": _NOT_NEGATIVE,
     "mesh.data": _AXIS,
     "mesh.fsdp": _AXIS,
     "mesh.tensor": _AXIS,
@@ -136,7 +161,9 @@ def validate(config: ConfigDict) -> None:
             raise UserError(f"{key}={as_text(flat[key])} must be {phrase}")
     _check_length(config)
     _check_mesh(config)
-    if "probe" not in config:
+    if "probe" in config:
+        _check_probe(config)
+    else:
         _check_pretraining(config)
 
 
@@ -207,6 +234,14 @@ def _check_mesh(config: ConfigDict) -> None:
         )
 
 
+def _check_probe(config: ConfigDict) -> None:
+    if config.select == "heldout" and config.data.mixture:
+        raise UserError(
+            "select=heldout and data.mixture cannot be combined: a part of several data sets is "
+            "held out from all of them together, so leave data.mixture empty"
+        )
+
+
 def _check_pretraining(config: ConfigDict) -> None:
     if config.batch_size % config.accumulate:
         raise UserError(
@@ -220,6 +255,14 @@ def _check_pretraining(config: ConfigDict) -> None:
                 f"optim.lr={config.optim.lr:g}"
             )
     model_spec(config)
+    signals = config.get("signals")  # runs of earlier versions have none
+    if signals and signals.every:
+        for key in ("dataset", "train_split", "eval_split"):
+            if not signals[key]:
+                raise UserError(
+                    f"signals.every={signals.every}, and signals.{key} is empty: name a small "
+                    "labelled data set and its splits, or set signals.every=0"
+                )
     if config.data.eval_resize < config.model.image_size:
         raise UserError(
             f"data.eval_resize={config.data.eval_resize} is smaller than "

@@ -15,12 +15,17 @@ from xtra_jax.data.sources import open_source
 from xtra_jax.errors import UserError
 from xtra_jax.model.xtra import init_params
 from xtra_jax.probing.baselines import logistic_regression_accuracy, nearest_neighbour_accuracy
-from xtra_jax.probing.job import probe_params
+from xtra_jax.probing.job import Encoder, probe_encoder
 from xtra_jax.probing.results import best_head
+from xtra_jax.probing.signals import make_signals
 from xtra_jax.reconstruct import reconstruct
 from xtra_jax.training.pretrain import Outcome, pretrain
 from xtra_jax.training.stopping import Stop
+from xtra_jax.training.storage import absolute
 from xtra_jax.training.telemetry import read_metrics
+
+# The study of the digits tries nine: a few of them are enough to see, and keep the demo short.
+RATES = (3e-3, 1e-2, 3e-2)
 
 
 def demo(config: ConfigDict, workdir: str) -> str:
@@ -38,7 +43,7 @@ def demo(config: ConfigDict, workdir: str) -> str:
     spec = model_spec(config)
     print(f"pretraining in {run}", flush=True)
     with Stop() as stop:
-        trained = pretrain(config, workdir, stop=stop, show_parameters=False)
+        trained = pretrain(config, workdir, stop=stop, signals=make_signals, show_parameters=False)
     if trained.stopped_by:
         return trained.stopped()
 
@@ -49,12 +54,11 @@ def demo(config: ConfigDict, workdir: str) -> str:
     accuracy = {}
     for name, params in encoders.items():
         print(f"probing the {name} encoder", flush=True)
-        out = run / "probes" / f"digits_{name}.json"
-        histories = probe_params(
-            probe_config, params, config, str(out), checkpoint=f"{workdir} ({name})"
-        )
+        encoder = Encoder.of(params, config, f"{run.name} ({name})")
+        folder = absolute(run) / "probes" / f"digits_{name}"
+        histories = probe_encoder(probe_config, encoder, folder).results.histories
         accuracy[name] = {
-            kind: best_head(histories, kind).last.accuracy for kind in ("linear", "attentive")
+            kind: best_head(histories, kind).test.accuracy for kind in ("linear", "attentive")
         }
     picture = reconstruct(workdir, str(run / "reconstruction.png"))
     return table(accuracy, pixel_baselines(config), trained, picture, run)
@@ -66,15 +70,16 @@ def probe_config_of(config: ConfigDict) -> ConfigDict:
     Raises:
         UserError: the config is of something else than the digits; said before anything is trained.
     """
-    probe = load("configs/probe.py:digits", {"data.data_dir": config.data.data_dir})
+    changes = {"data.data_dir": config.data.data_dir, "rates": RATES}
+    probe = load("configs/probe.py:digits", changes)
     for key in ("dataset", "eval_split"):
         if config.data[key] != probe.data[key]:
             raise UserError(
                 f"the demo needs data.{key}={probe.data[key]}, and the config says "
                 f"{config.data[key]!r}: for other data use `xtra pretrain` and `xtra probe`"
             )
-    layers = min(probe.probe.last_layers, model_spec(config).encoder.depth)
-    probe.probe.last_layers = layers
+    depth = model_spec(config).encoder.depth
+    probe.probe.attentive_layers = tuple(min(n, depth) for n in probe.probe.attentive_layers)
     return probe
 
 

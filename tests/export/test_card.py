@@ -1,5 +1,6 @@
 """The model card says what is known of the weights, and no more than that."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -8,11 +9,13 @@ from safetensors.numpy import save_file
 
 from tests.export.exported import exported, golden_run, manifest_of
 from tests.interop.weights import as_aim, as_vit, tensors
+from tests.probing.studies import make_history, make_results
 from tests.saved import golden_config, save_checkpoint, save_golden_probe
 from xtra_jax.export.job import export
 from xtra_jax.interop.imported import write_checkpoint
 from xtra_jax.interop.importer import import_weights
 from xtra_jax.interop.open_checkpoint import open_checkpoint
+from xtra_jax.probing.results import write_results
 from xtra_jax.training.telemetry import MetricWriter
 
 
@@ -20,15 +23,11 @@ def card_of(folder) -> str:
     return (folder / "README.md").read_text()
 
 
-def probe_results(step: int, correct: int) -> str:
-    last = {"correct": correct, "total": 200, "accuracy": correct / 200}
-    return json.dumps(
-        {
-            "checkpoint": f"/somewhere/run/checkpoints/{step}",
-            "best": {"linear": {"rate": 0.0015, "weight_decay": 0.0, "last": last}},
-            "config": {"data": {"dataset": "pets", "eval_dataset": "", "eval_split": "test"}},
-        }
-    )
+def write_probe(folder, step: int, correct: int) -> None:
+    histories = [make_history(0.0015, correct, total=200)]
+    results = make_results("pets", histories)
+    provenance = dataclasses.replace(results.provenance, checkpoint=f"run, step {step}")
+    write_results(folder, results.histories, provenance)
 
 
 @pytest.fixture
@@ -51,14 +50,15 @@ def test_it_has_the_losses_up_to_the_checkpoint_and_not_beyond(run, tmp_path):
 
 
 def test_it_has_the_probes_and_says_of_which_step_they_are(run, tmp_path):
-    (run / "probes").mkdir()
-    (run / "probes" / "pets.json").write_text(probe_results(1, 150))
-    (run / "probes" / "later.json").write_text(probe_results(3, 160))
-    (run / "probes" / "torn.json").write_text('{"best": ')
+    write_probe(run / "probes" / "pets", 1, 150)
+    write_probe(run / "probes" / "all" / "pets", 3, 160)
+    (run / "probes" / "torn").mkdir()
+    (run / "probes" / "torn" / "results.json").write_text('{"best": ')
     card = card_of(exported(run, tmp_path / "out", "timm"))
     assert "| linear | pets, test | 75.00% (150 of 200) | 0.0015 | 1 |" in card
     assert "| linear | pets, test | 80.00% (160 of 200) | 0.0015 | 3 (another checkpoint) |" in card
-    assert "`probes/torn.json` holds no results of a probe." in card
+    assert "`probes/torn/results.json` holds no results of a probe." in card
+    assert "The learning rate is the best one on the images reported, as published." in card
 
 
 def test_it_admits_what_it_does_not_know(tmp_path):

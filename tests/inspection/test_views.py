@@ -4,6 +4,7 @@ import pytest
 from PIL import Image
 
 from tests.inspection.conftest import COLORS
+from xtra_jax.config import load
 from xtra_jax.data.erasing import random_erasing
 from xtra_jax.data.pipeline import train_batches
 from xtra_jax.errors import UserError
@@ -16,7 +17,9 @@ from xtra_jax.inspection.views import (
     seen_by_the_model,
     train_samples,
 )
-from xtra_jax.probing.sweep import HeadGroup, Recipe, Setting, init_state, make_train_step
+from xtra_jax.probing.features import LINEAR
+from xtra_jax.probing.recipe import Recipe
+from xtra_jax.probing.sweep import HeadGroup, Setting, init_state, make_train_step
 from xtra_jax.training.pretrain import make_mesh, training_batches
 from xtra_jax.training.recipe import training_transform
 
@@ -115,15 +118,15 @@ def test_rectangles_of_noise_are_those_of_the_probes_first_step(pictures, probin
 
 
 def test_the_key_is_the_one_that_a_probes_first_step_gets():
-    groups = {"linear": HeadGroup("linear", 4, 2, (Setting(0.1, 0.0),))}
+    groups = {"linear": HeadGroup("linear", LINEAR, 4, 2, (Setting(0.1, 0.0),))}
     recipe = Recipe(steps=3, steps_per_epoch=1)
     keys = []
 
-    def features(images, key):
+    def features(batch, key):
         keys.append(key)
-        return {"linear": np.zeros((2, 4), np.float32)}
+        return {LINEAR: np.zeros((2, 4), np.float32)}
 
-    batch = {"image": None, "label": np.zeros(2, np.int32), "weight": np.ones(2, np.float32)}
+    batch = {"label": np.zeros(2, np.int32), "weight": np.ones(2, np.float32)}
     make_train_step(groups, recipe, seed=7)(init_state(groups, recipe, 7), features, batch)
     assert jax.random.key_data(keys[0]).tolist() == jax.random.key_data(first_step_key(7)).tolist()
 
@@ -143,6 +146,11 @@ def test_crops_that_the_device_resizes_are_shown_resized(pictures, pretraining):
     for exact, device in zip(samples["exact"], samples["device"], strict=True):
         assert exact.key == device.key
         np.testing.assert_allclose(device.pixels, exact.pixels.astype(int), atol=1)
+
+
+def test_a_study_of_several_sets_asks_for_one_of_them():
+    with pytest.raises(UserError, match="inspect one of them, as configs/probe.py:imagenet2012"):
+        open_inputs(load("configs/probe.py:all"))
 
 
 def test_a_probe_does_not_leave_resizing_to_the_device(pictures, probing):

@@ -1,7 +1,5 @@
 """One --checkpoint for all commands: runs, checkpoints, imports and files, and their mistakes."""
 
-import json
-
 import jax
 import numpy as np
 import pytest
@@ -21,6 +19,7 @@ from xtra_jax.interop.imported import write_checkpoint
 from xtra_jax.interop.importer import import_weights
 from xtra_jax.interop.open_checkpoint import open_checkpoint, open_probe, weights_sha256
 from xtra_jax.probing.features import load_encoder
+from xtra_jax.probing.results import read_results
 
 SPEC = goldens.tiny_spec()
 
@@ -160,7 +159,7 @@ def test_pictures_can_be_drawn_of_a_file_of_weights(places, tmp_path):
 
 
 def test_a_file_of_weights_can_be_probed(places, tmp_path):
-    out = tmp_path / "probe.json"
+    out = tmp_path / "probe"
     settings = {"kind": "linear", "steps": 1, "epochs": 0.0, "batch_size": 64, "rates": "0.01"}
     settings |= {"data.data_dir": tmp_path / "data", "data.eval_split": "test[:64]"}
     arguments = [
@@ -170,6 +169,6 @@ def test_a_file_of_weights_can_be_probed(places, tmp_path):
         *(f"--config.{key}={value}" for key, value in settings.items()),
     ]
     assert main(["probe", "--config=configs/probe.py:digits", *arguments]) == 0
-    results = json.loads(out.read_text())
-    assert results["checkpoint"] == str(places["file"])
-    assert results["best"]["linear"]["last"]["total"] == 64
+    results = read_results(out)
+    assert results.provenance.checkpoint == places["file"].name
+    assert [history.test.total for history in results.histories] == [64]

@@ -159,10 +159,15 @@ def test_one_process_per_node_drives_all_its_gpus(machine, slurm, devices):
         assert environment.get("JAX_LOCAL_DEVICE_IDS") == devices
 
 
-def test_only_pretraining_is_asked_for_an_exit_code(machine):
-    launch(machine, "slurm.sh", "probe", "--config", "configs/probe.py")
+@pytest.mark.parametrize(
+    ("command", "asked"),
+    [("pretrain", ["--stopped_exit_code", "85"]), ("probe", ["--stopped_exit_code", "85"])]
+    + [("features", [])],
+)
+def test_what_can_be_stopped_and_continued_is_asked_for_an_exit_code(machine, command, asked):
+    launch(machine, "slurm.sh", command, "--checkpoint", "runs/b16")
     for words in machine.calls("python3"):
-        assert words == ["-m", "xtra_jax", "probe", "--config", "configs/probe.py"]
+        assert words == ["-m", "xtra_jax", command, "--checkpoint", "runs/b16", *asked]
 
 
 def test_every_host_of_a_tpu_slice_is_told(machine):

@@ -1,5 +1,6 @@
 """Features equal the published ones, with every option of layers, pooling and norm."""
 
+import itertools
 import re
 
 import jax
@@ -8,9 +9,10 @@ import pytest
 
 from tests import goldens
 from xtra_jax.errors import UserError
+from xtra_jax.model.encoder import Encoder
 from xtra_jax.model.masks import block_raster_order
 from xtra_jax.model.xtra import bind
-from xtra_jax.probing.features import LINEAR, FeatureSpec, encoder_features
+from xtra_jax.probing.features import LINEAR, FeatureSpec, encoder_features, features_by_spec
 
 GOLDEN = "F_probe_features_uses_B_hot_weights"
 HEADS = "F_probe_heads_uses_B_hot_weights"
@@ -50,3 +52,33 @@ def test_the_heads_features_in_training_and_evaluation_equal_the_published_ones(
 def test_more_layers_than_the_encoder_has_is_one_sentence(encoder):
     with pytest.raises(UserError, match="the encoder has 3 layers"):
         encoder_features(encoder, np.zeros((1, 64, 192), np.float32), FeatureSpec(6))
+
+
+def test_several_features_of_one_pass_are_those_of_a_pass_each(encoder, monkeypatch):
+    golden = goldens.load(GOLDEN)
+    patches = goldens.patches_of(golden, encoder.spec.grid, "images_eval")
+    specs = (FeatureSpec(3), FeatureSpec(2, norm=True), FeatureSpec(1, pool=True, norm=True))
+    alone = [jax.jit(lambda x, s=spec: encoder_features(encoder, x, s))(patches) for spec in specs]
+    passes, layer_outputs = [], Encoder.layer_outputs
+
+    def counted(self, *args, **options):
+        passes.append(options["last"])
+        return layer_outputs(self, *args, **options)
+
+    monkeypatch.setattr(Encoder, "layer_outputs", counted)
+    together = jax.jit(lambda x: features_by_spec(encoder, x, specs))(patches)
+    assert passes == [3]
+    assert sorted(together) == sorted(specs)
+    for spec, expected in zip(specs, alone, strict=True):
+        np.testing.assert_allclose(together[spec], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_every_spec_has_a_name_of_its_own():
+    specs = [
+        FeatureSpec(n, *options)
+        for n in (1, 6)
+        for options in itertools.product((False, True), repeat=4)
+    ]
+    assert len({spec.name for spec in specs}) == len(specs) == 32
+    assert FeatureSpec(6).name == "last6"
+    assert FeatureSpec(1, pool=True, norm=True).name == "last1_norm_pooled"

@@ -187,7 +187,7 @@ def test_padding_of_weight_zero_changes_neither_logits_nor_statistics_nor_loss_n
             golden_params(head), golden_stats(head), features, weight, train=True
         )
         loss = heads.cross_entropy(logits, labels, weight, label_smoothing=0.1)
-        hits = heads.num_correct(logits, labels, weight)
+        hits = heads.hits(logits, labels, weight).sum()
         return logits[weight > 0], stats, loss, hits
 
     jax.tree.map(
@@ -274,10 +274,45 @@ def test_label_smoothing_spreads_its_share_evenly_over_all_classes():
 
 
 def test_only_valid_examples_with_finite_logits_can_be_correct():
-    logits = np.array([[2.0, 1.0], [2.0, 1.0], [1.0, 2.0], [np.nan, np.nan]])
-    labels = np.array([0, 0, 0, 0])
-    weight = np.array([1.0, 0.0, 1.0, 1.0])
-    assert heads.num_correct(logits, labels, weight) == 1
+    logits = np.array([[2.0, 1.0], [2.0, 1.0], [1.0, 2.0], [np.nan, np.nan], [2.0, -np.inf]])
+    labels = np.array([0, 0, 0, 0, 0])
+    weight = np.array([1.0, 0.0, 1.0, 1.0, 1.0])
+    np.testing.assert_array_equal(heads.hits(logits, labels, weight), [True, *[False] * 4])
+    np.testing.assert_array_equal(
+        heads.hits(logits, labels, weight, top=2), [True, False, True, False, False]
+    )
+
+
+@pytest.mark.parametrize("top", [1, 5])
+def test_hits_are_those_of_a_stable_sort_also_where_logits_are_equal(top):
+    rng = np.random.default_rng(0)
+    logits = rng.integers(0, 4, (200, 9)).astype(np.float32)  # full of ties
+    labels = rng.integers(0, 9, 200)
+    first = np.argsort(-logits, axis=-1, kind="stable")[:, :top]
+    expected = (first == labels[:, None]).any(axis=-1)
+    assert 0 < expected.sum() < 200
+    np.testing.assert_array_equal(heads.hits(logits, labels, np.ones(200), top=top), expected)
+
+
+@pytest.mark.parametrize("kind", ["attentive", "linear"])
+def test_moments_computed_before_change_nothing(kind):
+    rng = np.random.default_rng(0)
+    weight = np.array([1.0, 1.0, 0.0, 1.0, 1.0], np.float32)
+    if kind == "attentive":
+        init, logits = heads.attentive_init, partial(heads.attentive_logits, num_heads=2)
+        features = rng.normal(size=(5, 3, 8)).astype(np.float32)
+    else:
+        init, logits = heads.linear_init, heads.linear_logits
+        features = rng.normal(size=(5, 8)).astype(np.float32)
+    params, stats = init(jax.random.key(0), width=8, num_classes=3)
+    moments = heads.batch_moments(features, weight)
+    np.testing.assert_allclose(
+        moments.var, features[weight > 0].reshape(-1, 8).var(axis=0), rtol=1e-5
+    )
+    given = logits(params, stats, features, weight, train=True, moments=moments)
+    jax.tree.map(
+        np.testing.assert_array_equal, given, logits(params, stats, features, weight, train=True)
+    )
 
 
 def test_layers_start_in_pytorchs_default_range_and_queries_near_zero():

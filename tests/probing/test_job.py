@@ -1,12 +1,14 @@
 """The probing job on a real data set, through a checkpoint and the command line."""
 
-import json
+import contextlib
+import io
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests.saved import save_checkpoint
 from xtra_jax.cli import main
 from xtra_jax.config import from_dict, load, model_spec
 from xtra_jax.data.sources import open_source
@@ -14,8 +16,8 @@ from xtra_jax.errors import UserError
 from xtra_jax.model.patches import normalise_patches, patchify
 from xtra_jax.model.xtra import bind, init_params
 from xtra_jax.probing.features import ATTENTIVE, FeatureSpec, encoder_features, load_encoder
-from xtra_jax.probing.job import make_recipe, probe_params
-from xtra_jax.training.checkpoint import Checkpointer, checkpoint_directory
+from xtra_jax.probing.job import Encoder, make_recipe, probe_encoder
+from xtra_jax.probing.results import best_head, read_results
 
 PRETRAINING = {
     "model.width": 16,
@@ -34,6 +36,8 @@ PROBE = {
     "eval_every": 2,
     "batch_size": 48,
     "probe.num_heads": 4,
+    "probe.attentive_layers": (6,),
+    "probe.final_norm": (False, True),
     "rates": (1e-3, 1e-2),
     "data.randaugment": "rand-m9-mstd0.5-inc1",
     "data.erasing": 0.25,
@@ -51,10 +55,7 @@ def run(data_dir, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "run"
     config = load("configs/demo.py", PRETRAINING | {"data.data_dir": str(data_dir)})
     params = init_params(model_spec(config), jax.random.key(1))
-    with Checkpointer(checkpoint_directory(workdir), save_every=1, keep=1) as checkpointer:
-        state = {"params": params}
-        checkpointer.save(1, state, position={}, config=config.to_dict(), force=True)
-    return workdir, config, params
+    return save_checkpoint(workdir, config, params), config, params
 
 
 def probe_arguments(run, data_dir, **overrides) -> list[str]:
@@ -68,34 +69,47 @@ def probe_arguments(run, data_dir, **overrides) -> list[str]:
     ]
 
 
-def test_a_probe_writes_and_prints_the_accuracy_of_every_head(run, data_dir, capsys):
-    assert main(probe_arguments(run, data_dir)) == 0
-    printed = capsys.readouterr().out
-    results = json.loads((run[0] / "probes" / "probe_digits.json").read_text())
-    assert [(h["group"], h["rate"]) for h in results["heads"]] == [
-        ("attentive", 1e-3),
-        ("attentive", 1e-2),
-        ("linear", 1e-3),
-        ("linear", 1e-2),
+@pytest.fixture(scope="module")
+def probed(run, data_dir):
+    """A complete probe, in its default folder; what it printed comes with it."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        assert main(probe_arguments(run, data_dir)) == 0
+    return read_results(run[0] / "probes" / "digits"), out.getvalue(), err.getvalue()
+
+
+def test_a_probe_tells_the_accuracy_of_every_head_of_the_grid(run, probed):
+    results, _, _ = probed
+    groups = [
+        f"{kind}{norm}" for kind in ("attentive_last6", "linear_last1") for norm in ("", "_norm")
     ]
-    for head in results["heads"]:
-        assert [entry["step"] for entry in head["evaluations"]] == [2, 3]
+    heads = [(group, rate, 0.1) for group in groups for rate in (1e-3, 1e-2)]
+    assert [(h.group, *h.setting) for h in results.histories] == heads
+    for history in results.histories:
+        assert [entry.step for entry in history.evaluations] == [2, 3]
         # 355 held-out digits in batches of 48 over eight devices: each counts once.
-        assert {entry["total"] for entry in head["evaluations"]} == {355}
+        assert {entry.total for entry in history.evaluations} == {355}
+        assert history.class_total.sum() == 355 and len(history.class_total) == 10
+        assert history.class_correct.sum() == history.test.correct <= history.test.correct5
+        assert history.test == history.last
+    provenance = results.provenance
+    assert (provenance.checkpoint, provenance.select) == ("run, step 1", "test")
+    assert provenance.config["data"]["image_size"] == 16
+    assert provenance.pretraining["model"]["width"] == 16
+    assert provenance.checkpoint_hash == Encoder.of(run[2], run[1], "").sha256
+    names = {path.name for path in (run[0] / "probes" / "digits").iterdir()}
+    assert names == {"features", "heads", "results.json", "table.md", "table.csv", "rates.png"}
+
+
+def test_a_probe_prints_its_table_and_what_its_rates_and_its_choice_mean(run, probed):
+    results, out, err = probed
     for kind in ("attentive", "linear"):
-        last = results["best"][kind]["last"]
-        assert f"{last['accuracy']:.2%} ({last['correct']} of 355)" in printed
-    assert results["checkpoint"].endswith("checkpoints/1")
-    assert results["config"]["data"]["image_size"] == 16
-
-
-def test_the_same_probe_gives_the_same_numbers_twice(run, data_dir, tmp_path):
-    def heads(name):
-        out = tmp_path / name
-        assert main([*probe_arguments(run, data_dir, kind="linear"), f"--out={out}"]) == 0
-        return json.loads(out.read_text())["heads"]
-
-    assert heads("first.json") == heads("again.json")
+        best = best_head(results.histories, kind)
+        assert f"{100 * best.test.accuracy:.2f}" in out and f"{best.setting.rate:g}" in out
+    assert f"are in {run[0] / 'probes' / 'digits'}" in out
+    assert "2 attentive_last6 and 2 attentive_last6_norm and 2 linear_last1" in err
+    assert "rates are those that the optimizer really starts at: without a warm-up" in err
+    assert "the best head is chosen on the 355 images that are reported on, as published" in err
 
 
 def test_broken_images_are_named_in_the_first_evaluation_alone(run, data_dir, tmp_path, capfd):
@@ -105,9 +119,11 @@ def test_broken_images_are_named_in_the_first_evaluation_alone(run, data_dir, tm
         Image.fromarray(np.full((16, 16, 3), i, np.uint8)).save(file)
     file.write_bytes(file.read_bytes()[:40])
     images = {"data.eval_dataset": f"folder:{tmp_path / 'images'}", "data.eval_split": "all"}
-    out = tmp_path / "out.json"
+    out = tmp_path / "out"
     assert main([*probe_arguments(run, data_dir, kind="linear", **images), f"--out={out}"]) == 0
-    assert len(json.loads(out.read_text())["heads"][0]["evaluations"]) == 2
+    results = read_results(out)
+    assert len(results.histories[0].evaluations) == 2
+    assert (results.histories[0].test.total, results.provenance.unreadable) == (19, 1)
     assert capfd.readouterr().err.count("19.png is unusable") == 1
 
 
@@ -116,7 +132,7 @@ def test_broken_images_are_named_in_the_first_evaluation_alone(run, data_dir, tm
     [
         ({"data.num_classes": 11}, "has 10 classes, and data.num_classes=11"),
         ({"data.eval_split": ""}, "data.eval_split is empty"),
-        ({"probe.last_layers": 7}, "ask for 1 to 6"),
+        ({"probe.attentive_layers": (7,)}, "probe.attentive_layers names 7.*from 1 to 6"),
         ({"probe.num_heads": 5}, "divides the width"),
         ({"batch_size": 12}, "the nearest sizes"),
     ],
@@ -126,9 +142,9 @@ def test_a_probe_that_does_not_fit_its_encoder_or_data_is_one_sentence(
 ):
     _, pretraining, params = run
     config = load("configs/probe.py:digits", PROBE | {"data.data_dir": str(data_dir)} | overrides)
-    out = tmp_path / "out.json"
+    out = tmp_path / "out"
     with pytest.raises(UserError, match=sentence):
-        probe_params(config, params, pretraining, str(out), checkpoint="run")
+        probe_encoder(config, Encoder.of(params, pretraining, "run"), out)
     assert not out.exists()
 
 

@@ -2,52 +2,76 @@
 
 from __future__ import annotations
 
-import json
-import os
-import sys
+import signal
 
 import pytest
 
-from tests.runs import ROOT, Run, free_port
+from tests.probing import tiny
+from tests.runs import free_port
+from xtra_jax.probing.results import read_results
 
 QUICK = {
     "steps": 8,
     "epochs": 0.0,
     "eval_every": 4,
-    "log_every": 4,
+    "save_every": 3,
+    "log_every": 1,
     "batch_size": 16,
-    "probe.last_layers": 1,
+    "rates": "0.001,0.01",
+    "probe.attentive_layers": 1,
+    "probe.num_heads": 4,
     "data.num_workers": 0,
 }
 
 
-def start_probe(runs, workdir, out, number: int, *place: str, devices: int) -> Run:
-    data = str(runs.overrides()["data.data_dir"])
-    keys = [f"--config.{key}={value}" for key, value in (QUICK | {"data.data_dir": data}).items()]
-    command = [sys.executable, "-m", "xtra_jax", "probe", "--config=configs/probe.py:digits", *keys]
-    variables = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
-    return Run(
-        [*command, f"--checkpoint={workdir}", f"--out={out}", *place],
-        os.environ | {"PYTHONPATH": str(ROOT)} | variables,
-        out.parent / f"{out.stem}-{number}.log",
-    )
+def start_two(runs, encoder, out, settings=QUICK):
+    place = ("--coordinator", f"127.0.0.1:{free_port()}", "--num_processes", "2", "--process_id")
+    return [
+        runs.start_probe(encoder, out, settings, devices=2, arguments=(*place, str(i)))
+        for i in range(2)
+    ]
 
 
 @pytest.mark.slow
 def test_two_processes_probe_as_one_and_count_every_example_once(runs, tmp_path):
-    workdir = tmp_path / "run"
-    runs.start(workdir, {"steps": 5}).succeed()
-    one, two = tmp_path / "one.json", tmp_path / "two.json"
-    start_probe(runs, workdir, one, 0, devices=4).succeed()
-    place = ("--coordinator", f"127.0.0.1:{free_port()}", "--num_processes", "2", "--process_id")
-    pair = [start_probe(runs, workdir, two, i, *place, str(i), devices=2) for i in range(2)]
+    encoder = tiny.save_encoder(tmp_path / "run")
+    one, two = tmp_path / "one", tmp_path / "two"
+    runs.start_probe(encoder, one, QUICK, devices=4).succeed()
+    pair = start_two(runs, encoder, two)
     for process in pair:
         process.succeed()
-    assert "best accuracy" in pair[0].output and "chosen on" in pair[0].output
+    assert "best accuracy" in pair[0].output and "Chosen on the reported split" in pair[0].output
     assert pair[1].own_lines == []
+    assert_same_numbers(two, one)
 
-    ours, theirs = (json.loads(path.read_text())["heads"] for path in (two, one))
-    assert len(ours) == len(theirs) > 1
+
+@pytest.mark.slow
+def test_two_processes_that_are_told_to_stop_save_and_two_others_go_on(runs, tmp_path):
+    """Only one of them is told."""
+    encoder = tiny.save_encoder(tmp_path / "run")
+    whole, out = tmp_path / "whole", tmp_path / "stopped"
+    settings = QUICK | {"steps": 40, "eval_every": 20}
+    runs.start_probe(encoder, whole, settings, devices=4).succeed()
+    pair = start_two(runs, encoder, out, settings)
+    assert pair[0].wait_until(lambda: pair[0].step() >= 2)
+    pair[1].kill(signal.SIGTERM)
+    for process in pair:
+        process.succeed()
+    assert "by SIGTERM to process 1; saved: the same command continues" in pair[0].output
+    assert not (out / "results.json").exists()
+    pair = start_two(runs, encoder, out, settings)
+    for process in pair:
+        process.succeed()
+    assert "continuing from step" in pair[0].output
+    assert_same_numbers(out, whole)
+
+
+def assert_same_numbers(ours, theirs):
+    ours, theirs = read_results(ours).histories, read_results(theirs).histories
+    assert len(ours) == len(theirs) == 4
     for a, b in zip(ours, theirs, strict=True):
-        assert a["last"]["total"] == b["last"]["total"] == 355  # of the digits, an uneven number
-        assert a["last"]["loss"] == pytest.approx(b["last"]["loss"], rel=1e-4)
+        assert (a.group, a.setting) == (b.group, b.setting)
+        assert a.test.total == b.test.total == 355  # of the digits, an uneven number
+        for x, y in zip(a.evaluations, b.evaluations, strict=True):
+            assert x.loss == pytest.approx(y.loss, rel=1e-4)
+            assert x.train_loss == pytest.approx(y.train_loss, rel=1e-4)

@@ -5,7 +5,7 @@ import pytest
 
 from xtra_jax.errors import RunFailed
 from xtra_jax.training import loop
-from xtra_jax.training.loop import Meter, train
+from xtra_jax.training.loop import Evaluation, Meter, train
 from xtra_jax.training.progress import Progress
 from xtra_jax.training.step import TrainState
 
@@ -116,7 +116,7 @@ class Recorder:
         self.calls.append("evaluate")
         return {"loss": 1.0}
 
-    def run(self, first_step=0, steps=4):
+    def run(self, first_step=0, steps=4, others=None):
         return train(
             TrainState(first_step, {}, ()),
             self.batches(),
@@ -125,13 +125,12 @@ class Recorder:
             steps=steps,
             checkpointer=self,
             saved_with=lambda step: {"position": step},
-            evaluations={"validation": self.evaluate},
+            evaluations={"validation": Evaluation(2, self.evaluate)} | (others or {}),
             meter=Meter(8, 1.0, None),
             writer=self,
             progress=Progress(steps, active=False),
             stop=self,
             log_every=2,
-            eval_every=2,
         )
 
 
@@ -143,6 +142,35 @@ def test_the_order_is_evaluate_save_fetch_step():
         *("evaluate", "save 2", "fetch 2", "step 3", "fetch 3", "step 4"),
         *("evaluate", "save 4", "wait"),
     ]
+
+
+def test_every_evaluation_has_its_own_steps_and_all_are_made_at_the_end():
+    def noted(name):
+        return lambda params: recorder.calls.append(name) or {}
+
+    recorder = Recorder(save_every=100)
+    recorder.run(others={"odd": Evaluation(3, noted("odd")), "last": Evaluation(0, noted("last"))})
+    steps = [call for call in recorder.calls if not call.startswith(("fetch", "save", "wait"))]
+    assert steps == [
+        *("step 1", "step 2", "evaluate", "step 3", "odd", "step 4", "evaluate", "odd", "last")
+    ]
+
+
+def test_no_evaluation_counts_as_time_of_training(clock, monkeypatch):
+    def slow(params):
+        clock[0] += 50.0
+        return {}
+
+    def take_step(state, batch):
+        clock[0] += 1.0
+        return TrainState(state.step + 1, {}, ()), metrics()
+
+    recorder = Recorder(save_every=100)
+    recorder.take_step = take_step
+    written = []
+    monkeypatch.setattr(recorder, "write", lambda step, metrics: written.append(metrics))
+    recorder.run(others={"slow": Evaluation(1, slow)})
+    assert [m["step_ms"] for m in written if "step_ms" in m] == pytest.approx([1000.0, 1000.0])
 
 
 def test_what_was_evaluated_before_the_restart_is_not_evaluated_again():

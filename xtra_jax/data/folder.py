@@ -20,7 +20,7 @@ import hashlib
 import heapq
 import os
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -103,6 +103,10 @@ class FolderSource:
         """Keys and labels of all images, in order."""
         keys = np.array([os.fsencode(name) for name in self._files], np.bytes_)
         return RecordIndex(keys, np.array(self._labels, np.int32))
+
+    def files(self) -> Iterator[str]:
+        """Their paths."""
+        return map(self.where, range(len(self)))
 
     def digest(self) -> str:
         """A text that changes when the images' names, their order or their labels do."""

@@ -73,6 +73,9 @@ class FilesSource:
     def key(self, index: int) -> str:
         return self._paths[index]
 
+    def files(self) -> Iterator[str]:
+        return iter(self._paths)
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Returns `image` (the file's bytes), `label` (-1) and `key`.
 
@@ -130,6 +133,9 @@ class ArraySource:
 
     def key(self, index: int) -> str:
         return str(index)
+
+    def files(self) -> Iterator[str]:
+        return iter([self._path])
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Returns `image` (the pixels as a PPM file), `label` (-1) and `key`."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -82,6 +82,10 @@ class Mixture:
         labels = np.concatenate([part.labels for part in parts])
         known = labels if self.num_classes else np.full_like(labels, -1)
         return RecordIndex(np.concatenate([part.keys for part in parts]), known)
+
+    def files(self) -> Iterator[str]:
+        """The files of all sources."""
+        return itertools.chain.from_iterable(source.files() for source in self._sources)
 
     def digest(self) -> str:
         """A text that changes when the records of a source, or their order, do."""

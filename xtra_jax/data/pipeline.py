@@ -85,7 +85,7 @@ def train_batches(
         RunFailed: a worker died; raised by the iterator.
     """
     share = _Share.of(source, batch_size, shards, num_shards)
-    sample = _TrainSample(source, transform, share, _order(source, seed), seed, start_step)
+    sample = _TrainSample(source, transform, share, sample_order(source, seed), seed, start_step)
     return _batches(sample, _ENDLESS, num_workers, prefetch, bad_images)
 
 
@@ -111,7 +111,7 @@ def eval_batches(
     return _batches(sample, steps, num_workers, prefetch, bad_images)
 
 
-def _order(source: Source, seed: int) -> grain.MapDataset | MixedOrder:
+def sample_order(source: Source, seed: int) -> grain.MapDataset | MixedOrder:
     """Returns the endless order of a source's records, shuffled anew in every epoch."""
     mixed = source.order(seed) if isinstance(source, Mixture) else None
     return mixed or shuffled(len(source), seed)

@@ -7,7 +7,7 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 from etils import epath
@@ -21,6 +21,10 @@ from xtra_jax.errors import UserError
 
 # The features by which TFDS's builders name an image.
 NAMES = ("file_name", "filename", "id")
+
+
+class NotPrepared(UserError):
+    """There is no data set of that name in the folder; the message says how to prepare it."""
 
 
 class Source(Protocol):
@@ -39,6 +43,10 @@ class Source(Protocol):
 
     def digest(self) -> str:
         """A text that changes when the records or their order do, so far as names tell."""
+        ...
+
+    def files(self) -> Iterator[str]:
+        """Paths of all files that records are read from."""
         ...
 
 
@@ -69,8 +77,9 @@ def open_source(
         seed: decides which records a subset draws.
 
     Raises:
-        UserError: there is no such data set, split or folder, it cannot be read record by record,
-            or shares and subset don't fit it.
+        NotPrepared: there is no such data set.
+        UserError: there is no such split or folder, it cannot be read record by record, or shares
+            and subset don't fit it.
     """
     names = [name.strip() for name in dataset.split(",")]
     splits = [name.strip() for name in split.split(",")]
@@ -185,6 +194,10 @@ class TfdsSource:
         """Where keys and labels of the records, once read, are kept."""
         return os.fspath(epath.Path(self._directory) / f".records-{self._digest[:16]}.npz")
 
+    def files(self) -> Iterator[str]:
+        """Those of the split."""
+        return iter(dict.fromkeys(shard.file for shard in self._shards.shards))
+
     def digest(self) -> str:
         """A text that changes when the data set's version, its files or the split do."""
         return self._digest
@@ -212,7 +225,7 @@ def _find_prepared(dataset: str, data_dir: str) -> str:
 
             return prepare_digits(data_dir)
         looked_in = root or tfds.core.constants.DATA_DIR
-        raise UserError(_not_found(dataset, looked_in)) from error
+        raise NotPrepared(_not_found(dataset, looked_in)) from error
     except Exception as error:  # nearly anything, where the metadata is damaged
         folder = os.path.join(root or tfds.core.constants.DATA_DIR, dataset.partition(":")[0])
         if dataset and epath.Path(folder).exists():

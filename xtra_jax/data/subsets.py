@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,10 @@ class Subset:
     def where(self, index: int) -> str:
         """Says where a record lies."""
         return where(self._source, int(self.indices[index]))
+
+    def files(self) -> Iterator[str]:
+        """The files of the whole source."""
+        return self._source.files()
 
     def digest(self) -> str:
         """A text that two subsets share only if they hold the same records."""

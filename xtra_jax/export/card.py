@@ -164,8 +164,12 @@ def _probes(opened: OpenCheckpoint, history: History) -> list[str]:
         where = f"{probe.dataset}, {probe.split}"
         rows.append((probe.kind, where, accuracy, f"{probe.rate:g}", step))
     head = ("probe", "images", "top-1 accuracy", "learning rate", "of step")
-    lines += _table(head, rows)
-    return [*lines, "", "The learning rate is the best one on the images reported, as published."]
+    chosen = {
+        "test": "the images reported, as published",
+        "heldout": "held-out training images",
+    }
+    where = " or ".join(chosen[how] for how in chosen if how in {p.select for p in history.probes})
+    return [*lines, *_table(head, rows), "", f"The learning rate is the best one on {where}."]
 
 
 def _files(files: Mapping[str, Mapping[str, Any]], provenance: Mapping[str, Any]) -> list[str]:

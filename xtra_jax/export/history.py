@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from etils import epath
 
+from xtra_jax.errors import UserError
 from xtra_jax.interop.open_checkpoint import OpenCheckpoint
+from xtra_jax.probing.results import best_head, find_results, read_results
 from xtra_jax.training.telemetry import read_metrics
 
 
 @dataclasses.dataclass(frozen=True)
 class ProbeResult:
-    """The best head of one kind in one file of results.
+    """The best head of one kind in the results of one data set.
 
     Attributes:
-        file: its name.
+        file: its path below the folder of probes.
         kind: "attentive" or "linear".
+        select: what the head was chosen on: "test", the images reported, or "heldout", a part of
+            the training images.
         dataset, split: what the accuracy was measured on.
         step: of the checkpoint that was probed; None where that is not said.
         rate: the learning rate that was chosen.
@@ -29,6 +34,7 @@ class ProbeResult:
 
     file: str
     kind: str
+    select: str
     dataset: str
     split: str
     step: int | None
@@ -82,11 +88,12 @@ def read_history(opened: OpenCheckpoint) -> History:
     probes: list[ProbeResult] = []
     unreadable = []
     folder = run / "probes"
-    for file in sorted(folder.glob("*.json")) if folder.exists() else ():
+    for file in find_results(folder):
+        name = os.path.relpath(file, folder)
         try:
-            probes.extend(_probe_results(file))
-        except (ValueError, KeyError, TypeError):
-            unreadable.append(file.name)
+            probes.extend(_probe_results(file, name))
+        except UserError:
+            unreadable.append(name)
     imported = _imported(run)
     return History(
         _origin(imported or {}),
@@ -120,20 +127,21 @@ def _imported(run: epath.Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else {}
 
 
-def _probe_results(file: epath.Path) -> list[ProbeResult]:
-    results = json.loads(file.read_text())
-    data: dict[str, Any] = results["config"]["data"]
-    found = re.search(r"/checkpoints/(\d+)/?$", results["checkpoint"])
+def _probe_results(file: epath.Path, name: str) -> list[ProbeResult]:
+    histories, provenance = read_results(file.parent)
+    found = re.search(r", step (\d+)$", provenance.checkpoint)
+    kinds = dict.fromkeys(history.kind for history in histories)
     return [
         ProbeResult(
-            file.name,
+            name,
             kind,
-            data["eval_dataset"] or data["dataset"],
-            data["eval_split"],
+            provenance.select,
+            provenance.dataset,
+            provenance.config["data"]["eval_split"],
             int(found[1]) if found else None,
-            float(head["rate"]),
-            int(head["last"]["correct"]),
-            int(head["last"]["total"]),
+            best.setting.rate,
+            best.test.correct,
+            best.test.total,
         )
-        for kind, head in results["best"].items()
+        for kind, best in ((kind, best_head(histories, kind)) for kind in kinds)
     ]

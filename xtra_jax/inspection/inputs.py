@@ -13,6 +13,7 @@ from xtra_jax.data.device_resize import resize_on_device
 from xtra_jax.data.pipeline import Transform
 from xtra_jax.data.sources import Source
 from xtra_jax.data.transforms import EvalTransform, PretrainTransform
+from xtra_jax.errors import UserError
 from xtra_jax.model.grid import Grid
 from xtra_jax.training.checkpoint import find_checkpoint, read_config
 from xtra_jax.training.recipe import (
@@ -105,6 +106,11 @@ def open_inputs(config: ConfigDict) -> Inputs:
 
 def _with_encoder(config: ConfigDict) -> tuple[ConfigDict, ConfigDict, str]:
     """A probe's config completed by its encoder's, that one, and where it is from."""
+    if config.datasets:
+        raise UserError(
+            f"datasets={config.datasets} is a study of several data sets: inspect one of them, as "
+            f"configs/probe.py:{config.datasets.partition(',')[0]}"
+        )
     if config.checkpoint:
         path = find_checkpoint(config.checkpoint)
         pretraining, encoder = saved_config(read_config(path)), str(path)

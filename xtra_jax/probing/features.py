@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from functools import partial
 
 import jax
@@ -21,7 +22,7 @@ from xtra_jax.model.patches import normalise_patches, patchify
 from xtra_jax.model.xtra import bind_encoder
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, order=True)  # ordered, as keys of a pytree have to be
 class FeatureSpec:
     """Which features (XTRA, section 4.1; AIM, section 4).
 
@@ -38,6 +39,17 @@ class FeatureSpec:
     pool: bool = False
     norm: bool = False
     raster: bool = False
+
+    @property
+    def name(self) -> str:
+        """Such as "last6" or "last1_norm_pooled": one name for each spec, fit for a file."""
+        options = {
+            "norm": self.norm,
+            "concatenated": not self.average_layers,
+            "pooled": self.pool,
+            "raster": self.raster,
+        }
+        return "_".join([f"last{self.last_layers}", *(name for name, on in options.items() if on)])
 
     def check(self, depth: int) -> None:
         """UserError unless an encoder of so many layers has these features."""
@@ -78,17 +90,46 @@ def encoder_features(
     Raises:
         UserError: the encoder has fewer layers than asked for.
     """
-    features.check(encoder.spec.depth)
-    outputs = encoder.layer_outputs(
-        patches, last=features.last_layers, grid=grid, execution=execution
-    )
-    if features.norm:
-        outputs = [encoder.norm(x) for x in outputs]
+    specs = [features]
+    return features_by_spec(encoder, patches, specs, grid=grid, execution=execution)[features]
+
+
+def features_by_spec(
+    encoder: Encoder,
+    patches,
+    specs: Iterable[FeatureSpec],
+    *,
+    grid: Grid | None = None,
+    execution: Execution = Execution(),
+) -> dict[FeatureSpec, jax.Array]:
+    """Several features of the same patches from one pass through the encoder.
+
+    Arguments, features and errors are those of `encoder_features`. What several of them are made
+    from, such as the normalised output of a layer, is computed once.
+    """
+    specs = list(dict.fromkeys(specs))
+    for spec in specs:
+        spec.check(encoder.spec.depth)
+    last = max(spec.last_layers for spec in specs)
+    outputs = encoder.layer_outputs(patches, last=last, grid=grid, execution=execution)
+    plain, normed = outputs, []
+    if any(spec.norm for spec in specs):
+        deepest = max(spec.last_layers for spec in specs if spec.norm)
+        normed = [encoder.norm(x) for x in outputs[-deepest:]]
+    order = raster_order(grid or encoder.spec.grid)
+    return {
+        spec: _combined((normed if spec.norm else plain)[-spec.last_layers :], spec, order)
+        for spec in specs
+    }
+
+
+def _combined(outputs: list[jax.Array], spec: FeatureSpec, order) -> jax.Array:
+    """Features from the outputs of the layers that they are made of, in float32."""
     outputs = [x.astype(jnp.float32) for x in outputs]
-    x = sum(outputs) / len(outputs) if features.average_layers else jnp.concatenate(outputs, -1)
-    if features.pool:
+    x = sum(outputs) / len(outputs) if spec.average_layers else jnp.concatenate(outputs, -1)
+    if spec.pool:
         return x.mean(axis=1)
-    return x[:, raster_order(grid or encoder.spec.grid)] if features.raster else x
+    return x[:, order] if spec.raster else x
 
 
 def model_input(images, grid: Grid, mean, std):

@@ -16,7 +16,7 @@ The attentive head is the attention-pooling classifier of AIM (El-Nouby et al., 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,19 @@ PRECISION = jax.lax.Precision.HIGHEST
 
 Params = dict[str, Any]
 Stats = dict[str, dict[str, jax.Array]]
+
+
+class Moments(NamedTuple):
+    """What a batch's observations, those of weight 0 left out, have for mean and variance.
+
+    Attributes:
+        mean, var: [width]; the variance is the biased one.
+        count: of the observations.
+    """
+
+    mean: jax.Array
+    var: jax.Array
+    count: jax.Array
 
 
 def attentive_init(
@@ -83,6 +96,7 @@ def attentive_logits(
     *,
     num_heads: int,
     train: bool,
+    moments: Moments | None = None,
 ) -> tuple[jax.Array, Stats]:
     """Normalises the tokens, pools them with learned queries and classifies the result.
 
@@ -99,13 +113,17 @@ def attentive_logits(
         num_heads: attention heads; divides the width.
         train: normalise with the statistics of this batch and update the running ones, or
           normalise with the running ones.
+        moments: of the tokens, `batch_moments(tokens, weight)`, where these are known already: they
+          are the same for all heads. Only training needs them.
 
     Returns:
         Logits [batch, classes], and the statistics after this batch (unchanged if not `train`).
     """
     tokens = tokens.astype(jnp.float32)
     new_stats = dict(stats)
-    norm, new_stats["tokens"] = _statistics(tokens, stats["tokens"], weight, train)
+    if train and moments is None:
+        moments = batch_moments(tokens, weight)
+    norm, new_stats["tokens"] = _statistics(stats["tokens"], moments if train else None)
     inverse_std = jax.lax.rsqrt(norm["var"] + BATCH_NORM_EPS)
 
     num_queries, width = params["query"].shape
@@ -142,7 +160,13 @@ def linear_init(
 
 
 def linear_logits(
-    params: Params, stats: Stats, features: jax.Array, weight: jax.Array, *, train: bool
+    params: Params,
+    stats: Stats,
+    features: jax.Array,
+    weight: jax.Array,
+    *,
+    train: bool,
+    moments: Moments | None = None,
 ) -> tuple[jax.Array, Stats]:
     """Normalises (if the head has statistics) and classifies features [batch, width].
 
@@ -150,13 +174,20 @@ def linear_logits(
     """
     features = features.astype(jnp.float32)
     if "features" in stats:
-        features, norm = batch_norm(features, stats["features"], weight, train=train)
+        features, norm = batch_norm(
+            features, stats["features"], weight, train=train, moments=moments
+        )
         stats = {"features": norm}
     return _linear(params["classifier"], features), stats
 
 
 def batch_norm(
-    x: jax.Array, running: dict[str, jax.Array], weight: jax.Array, *, train: bool
+    x: jax.Array,
+    running: dict[str, jax.Array],
+    weight: jax.Array,
+    *,
+    train: bool,
+    moments: Moments | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Batch normalisation over the last axis, without scale or bias.
 
@@ -167,13 +198,26 @@ def batch_norm(
         x: [batch, ..., width]; every position of an example counts as one observation.
         running: `mean` and `var` [width].
         weight: [batch], 0 for padding.
-        train: see `attentive_logits`.
+        train, moments: see `attentive_logits`.
 
     Returns:
         The normalised `x`, and the running statistics after this batch.
     """
-    norm, running = _statistics(x, running, weight, train)
+    if train and moments is None:
+        moments = batch_moments(x, weight)
+    norm, running = _statistics(running, moments if train else None)
     return (x - norm["mean"]) * jax.lax.rsqrt(norm["var"] + BATCH_NORM_EPS), running
+
+
+def batch_moments(x: jax.Array, weight: jax.Array) -> Moments:
+    """Mean and variance over a batch [batch, ..., width], whose padding has weight 0 in [batch]."""
+    x = x.astype(jnp.float32)
+    weights = weight.astype(jnp.float32).reshape(-1, *[1] * (x.ndim - 1))
+    axes = tuple(range(x.ndim - 1))
+    count = jnp.sum(jnp.broadcast_to(weights, (*x.shape[:-1], 1)))
+    total = jnp.maximum(count, 1)
+    mean = jnp.sum(weights * x, axes) / total
+    return Moments(mean, jnp.sum(weights * jnp.square(x - mean), axes) / total, count)
 
 
 def cross_entropy(
@@ -193,30 +237,29 @@ def cross_entropy(
     return jnp.sum(losses * weight) / jnp.maximum(weight.sum(), 1)
 
 
-def num_correct(logits: jax.Array, labels: jax.Array, weight: jax.Array) -> jax.Array:
-    """Number of valid examples whose largest logit is their label's, int32.
+def hits(logits: jax.Array, labels: jax.Array, weight: jax.Array, *, top: int = 1) -> jax.Array:
+    """Which examples are valid and have their label's logit among the `top` largest, bool [batch].
 
-    Logits that are not finite, as a diverged head has them, are never correct.
+    Of equal logits the first counts as larger, as it does for `argmax`. Logits that are not finite,
+    as a diverged head has them, are never right. Arguments are those of `cross_entropy`.
     """
-    hit = (jnp.argmax(logits, axis=-1) == labels) & jnp.all(jnp.isfinite(logits), axis=-1)
-    return jnp.sum(hit & (weight > 0), dtype=jnp.int32)
+    own = jnp.take_along_axis(logits, labels[:, None], axis=-1)
+    before = jnp.arange(logits.shape[-1]) < labels[:, None]
+    rank = jnp.sum((logits > own) | ((logits == own) & before), axis=-1)
+    return (rank < top) & jnp.all(jnp.isfinite(logits), axis=-1) & (weight > 0)
 
 
-def _statistics(x, running, weight, train):
-    """The statistics to normalise with, and the running ones after this batch."""
-    if not train:
+def _statistics(
+    running: dict[str, jax.Array], batch: Moments | None
+) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+    """The statistics to normalise with, and the running ones after this batch, if there is one."""
+    if batch is None:
         return running, running
-    weights = weight.astype(jnp.float32).reshape(-1, *[1] * (x.ndim - 1))
-    axes = tuple(range(x.ndim - 1))
-    count = jnp.sum(jnp.broadcast_to(weights, (*x.shape[:-1], 1)))
-    total = jnp.maximum(count, 1)
-    mean = jnp.sum(weights * x, axes) / total
-    var = jnp.sum(weights * jnp.square(x - mean), axes) / total
+    mean, var, count = batch
     # The running variance estimates the population's, hence the factor n / (n - 1).
     unbiased = var * (count / jnp.maximum(count - 1, 1))
     momentum = jnp.where(count > 0, BATCH_NORM_MOMENTUM, 0.0)  # only padding: nothing was seen
-    batch = {"mean": mean, "var": var}
-    return batch, {
+    return {"mean": mean, "var": var}, {
         "mean": running["mean"] + momentum * (mean - running["mean"]),
         "var": running["var"] + momentum * (unbiased - running["var"]),
     }

@@ -1,190 +1,216 @@
-"""The probing job: from a config and a checkpoint to accuracies in a file."""
+"""The probing job: from a config and a checkpoint to a folder of results."""
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from functools import partial
 
 import jax
+from etils import epath
 from ml_collections import ConfigDict
 
 from xtra_jax.config import model_spec, total_steps, warmup_steps, with_encoder_input
-from xtra_jax.data.bad_images import BadImageLimit, BadImages
-from xtra_jax.data.erasing import random_erasing
-from xtra_jax.data.pipeline import eval_batches, train_batches
-from xtra_jax.data.sources import Source
 from xtra_jax.errors import UserError
-from xtra_jax.interop.open_checkpoint import open_checkpoint
-from xtra_jax.model.patches import normalise_patches, patchify, unpatchify
-from xtra_jax.model.variants import XTRASpec
-from xtra_jax.model.xtra import bind_encoder
-from xtra_jax.parallel.mesh import (
-    batch_shards,
-    check_batch,
-    make_mesh,
-    num_batch_shards,
-    put_batch,
-)
-from xtra_jax.parallel.sharding import replicated, shardings
-from xtra_jax.probing.features import LINEAR, FeatureSpec, encoder_features
-from xtra_jax.probing.probe import Scores, train_probe
-from xtra_jax.probing.results import History, best_head, check_writable, write_results
-from xtra_jax.probing.sweep import HeadGroup, Recipe, Setting
+from xtra_jax.interop.open_checkpoint import OpenCheckpoint, open_checkpoint, weights_sha256
+from xtra_jax.parallel.mesh import check_batch, make_mesh, put_batch
+from xtra_jax.probing.frozen import FrozenEncoder
+from xtra_jax.probing.grid import head_groups
+from xtra_jax.probing.inputs import Inputs, features_of
+from xtra_jax.probing.probe import Trained, train_probe
+from xtra_jax.probing.recipe import Recipe
+from xtra_jax.probing.results import Provenance, Results, write_results
+from xtra_jax.probing.saves import Saves, find_complete, remove_checkpoints
+from xtra_jax.probing.scores import Scores
+from xtra_jax.probing.selection import Images, open_images
+from xtra_jax.probing.table import write_tables
+from xtra_jax.training.agreement import check_same_run_everywhere
+from xtra_jax.training.checkpoint import Checkpointer, checkpoint_directory
 from xtra_jax.training.progress import Progress
-from xtra_jax.training.recipe import (
-    evaluation_transform,
-    open_eval_source,
-    open_training_source,
-    training_transform,
-)
+from xtra_jax.training.stopping import Stop
+from xtra_jax.training.storage import absolute
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoder:
+    """What is probed.
+
+    Attributes:
+        params: of the encoder.
+        pretraining: the config that describes it.
+        name: what the results call it, without a path of this machine.
+        sha256: of its weights.
+    """
+
+    params: dict
+    pretraining: ConfigDict
+    name: str
+    sha256: str
+
+    @classmethod
+    def of(cls, params: dict, pretraining: ConfigDict, name: str) -> Encoder:
+        """That of a pretraining model's parameters."""
+        digest = weights_sha256({"encoder": params["encoder"]})
+        return cls(params["encoder"], pretraining, name, digest)
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What a probe came to.
+
+    Attributes:
+        folder: where it is kept.
+        results: None where it was stopped.
+        step: the last that was taken.
+        stopped_by: what ended it before its last step; "" when it is complete.
+        asked: how often it has asked whether to stop.
+    """
+
+    folder: epath.Path
+    results: Results | None
+    step: int
+    stopped_by: str = ""
+    asked: int = 0
+
+    def stopped(self) -> str:
+        """What to tell the user of a probe that was stopped."""
+        saved = "saved" if self.step else "nothing of it was lost"
+        return (
+            f"stopped at step {self.step} of {self.folder} by {self.stopped_by}; {saved}: the same "
+            "command continues"
+        )
 
 
 def probe(
-    config: ConfigDict, out: str = "", *, encoder_config: str = "", progress: Progress | None = None
-) -> list[History]:
-    """Probes the checkpoint that the config names, writes the accuracies and returns them.
+    config: ConfigDict,
+    out: str = "",
+    *,
+    encoder_config: str = "",
+    progress: Progress | None = None,
+    stop: Stop | None = None,
+) -> Outcome:
+    """Probes the checkpoint that the config names; see `probe_encoder`.
 
     Args:
-        out: the JSON file to write; by default `probes/<name>.json` in the run's working directory.
+        out: the folder to write; by default `probes/<name>` in the run's working directory.
         encoder_config: the pretraining config of a file of weights, where they don't tell enough.
+    """
+    opened = open_probed(config, encoder_config)
+    folder = folder_of(config, opened, out)
+    encoder = Encoder.of(opened.params, opened.config, opened.name)
+    return probe_encoder(config, encoder, folder, progress=progress, stop=stop)
+
+
+def open_probed(config: ConfigDict, encoder_config: str = "") -> OpenCheckpoint:
+    """The checkpoint that a config names.
 
     Raises:
-        UserError: config, checkpoint, data and mesh don't fit together.
+        UserError: it names none, or there is no such one.
     """
     if not config.checkpoint:
         raise UserError(
             "checkpoint is empty: name a run's --workdir, one of its checkpoints, or a file of "
             "weights"
         )
-    opened = open_checkpoint(config.checkpoint, config=encoder_config)
+    return open_checkpoint(config.checkpoint, config=encoder_config)
+
+
+def folder_of(config: ConfigDict, opened: OpenCheckpoint, out: str = "") -> epath.Path:
+    """The folder of a probe or a study.
+
+    Raises:
+        UserError: none is given, and the checkpoint belongs to no run.
+    """
     if not out and opened.workdir is None:
         raise UserError(
             f"{opened.path} belongs to no run's working directory: say where to write with --out"
         )
-    return probe_params(
-        config,
-        opened.params,
-        opened.config,
-        out or str(opened.workdir / "probes" / f"{config.name}.json"),
-        checkpoint=str(opened.path),
-        progress=progress,
-    )
+    return absolute(out) if out else opened.workdir / "probes" / config.name
 
 
-def probe_params(
+def probe_encoder(
     config: ConfigDict,
-    params: dict,
-    pretraining: ConfigDict,
-    out: str,
+    encoder: Encoder,
+    folder: epath.Path,
     *,
-    checkpoint: str,
     progress: Progress | None = None,
-) -> list[History]:
-    """Probes an encoder whose parameters are at hand.
+    stop: Stop | None = None,
+    asked: int = 0,
+) -> Outcome:
+    """Trains heads on an encoder, from the folder's newest checkpoint if any, and evaluates them.
+
+    What is complete already is not done again.
 
     Args:
-        params: of the whole pretraining model; only the encoder's are used.
-        pretraining: the config that describes that model.
-        out: the JSON file to write.
-        checkpoint: what the file says was probed.
+        folder: for the results, see `write_results`, and until they are there for checkpoints.
+        stop: what may end it earlier, with a checkpoint; signals do where it is active.
+        asked: how often probes before this one have asked the same `stop`.
 
-    Returns:
-        One history per head: of each kind, one for each of the config's rates.
+    Raises:
+        UserError: config, encoder, data and mesh don't fit together, or the folder holds another
+            probe.
+        RunFailed: too many images are broken.
     """
-    config = with_encoder_input(config, pretraining)
-    spec = model_spec(pretraining)
+    config = with_encoder_input(config, encoder.pretraining)
+    complete = find_complete(folder, config, encoder.sha256)
+    main = jax.process_index() == 0
+    if complete is not None:
+        progress = progress or Progress(0, active=main)
+        progress.note(f"this probe is complete: its results are in {folder}")
+        return Outcome(folder, complete, 0)
     mesh = make_mesh(dict(config.mesh))
     check_batch(config.batch_size, mesh)
-    groups = head_groups(config, spec)
-    data = config.data
-    if not data.eval_split:
-        raise UserError("data.eval_split is empty: a probe needs images to tell its accuracy on")
-    train_source, eval_source = open_training_source(config), open_eval_source(config)
-    _check_labels(train_source, data.dataset, data.train_split, data.num_classes)
-    _check_labels(eval_source, data.eval_dataset or data.dataset, data.eval_split, data.num_classes)
-    recipe = make_recipe(config, len(train_source))
-    if jax.process_index() == 0:
-        check_writable(out)
-    progress = progress or Progress(recipe.steps, active=jax.process_index() == 0)
-
-    share = dict(
-        batch_size=config.batch_size,
-        num_workers=config.data.num_workers,
-        prefetch=config.data.prefetch,
-        shards=batch_shards(mesh),
-        num_shards=num_batch_shards(mesh),
+    groups = head_groups(config, model_spec(encoder.pretraining))
+    images = open_images(config)
+    recipe = make_recipe(config, len(images.train))
+    check_same_run_everywhere(config, len(images.train), images.train.digest())
+    progress = progress or Progress(recipe.steps, active=main)
+    stop = stop or Stop()
+    specs = tuple(dict.fromkeys(group.features for group in groups.values()))
+    frozen = FrozenEncoder.of(encoder.params, encoder.sha256, config, encoder.pretraining, mesh)
+    features = jax.tree_util.Partial(
+        partial(features_of, config=config, model=frozen.spec, specs=specs), frozen.params
     )
-    process = jax.process_index()
-    bad_images = BadImages(f"{out}.bad_images{f'-{process}' if process else ''}.txt")
-    batches = train_batches(
-        train_source,
-        training_transform(config, config.data.image_size),
-        seed=config.seed,
-        bad_images=bad_images,
-        **share,
-    )
-    eval_transform = evaluation_transform(config, config.data.image_size)
-    bad_eval_images = BadImages()  # of all evaluations, so that each is named once
-    encoder = jax.device_put(params["encoder"], shardings(params["encoder"], mesh))
-    features = partial(_features, config=config, pretraining=pretraining, groups=tuple(groups))
-
-    unreadable = 0
-    begin = time.monotonic()
-
-    def on_step(step: int, losses) -> None:
-        if step % config.log_every == 0:
-            rate = step * config.batch_size / (time.monotonic() - begin)
-            progress.update(step, images_per_s=rate)
-
-    def on_evaluation(step: int, scores: Scores) -> None:
-        nonlocal unreadable
-        unreadable = scores.unreadable
-        best = {kind: max(right) / scores.total for kind, right in scores.correct.items()}
-        found = "  ".join(f"{kind} {accuracy:.1%}" for kind, accuracy in best.items())
-        progress.note(f"step {step}/{recipe.steps}  best accuracy  {found}")
-
-    with progress:
-        _, histories = train_probe(
+    with (
+        progress,
+        Checkpointer(
+            checkpoint_directory(folder), save_every=config.save_every, keep=config.keep_checkpoints
+        ) as checkpointer,
+    ):
+        stop.tell_of(checkpointer.latest_step)
+        records = {"training": images.train.digest(), "reported": images.test.digest()}
+        saves = Saves(checkpointer, config, encoder=encoder.sha256, records=records)
+        if saves.first_step:
+            progress.note(f"continuing from step {saves.first_step} of {checkpointer.directory}")
+        progress.note(describe(config, groups, recipe, images))
+        inputs = Inputs(config, images, frozen, specs, folder)
+        trained = train_probe(
             groups,
-            jax.tree_util.Partial(features, encoder),
-            batches,
-            lambda: eval_batches(eval_source, eval_transform, bad_images=bad_eval_images, **share),
+            features,
+            inputs.training,
+            lambda: inputs.evaluation(images.chosen_on),
             recipe,
+            test_batches=(
+                None if config.select == "test" else lambda: inputs.evaluation(images.test)
+            ),
             seed=config.seed,
             put=lambda batch: put_batch(batch, mesh),
-            sharding=replicated(mesh),
-            bad_images=BadImageLimit.of(
-                train_source, config.batch_size, config.data.bad_fraction, bad_images
-            ),
-            on_step=on_step,
-            on_evaluation=on_evaluation,
+            mesh=mesh,
+            heads_at_once=config.probe.heads_at_once,
+            saves=saves,
+            stopped=lambda step: stop.reached(asked + step),
+            bad_images=inputs.limit,
+            **_tell(config, recipe, progress, saves.first_step),
         )
-    if jax.process_index() == 0:
-        write_results(
-            out,
-            histories,
-            config=config.to_dict(),
-            checkpoint=checkpoint,
-            unreadable_images=unreadable,
-        )
-    return histories
-
-
-def head_groups(config: ConfigDict, spec: XTRASpec) -> dict[str, HeadGroup]:
-    """The heads to train, by their kind."""
-    kinds = ("attentive", "linear") if config.kind == "both" else (config.kind,)
-    settings = tuple(Setting(rate, config.optim.weight_decay) for rate in config.rates)
-    return {
-        kind: HeadGroup(
-            kind,
-            spec.encoder.width,
-            config.data.num_classes,
-            settings,
-            num_heads=config.probe.num_heads,
-            num_queries=config.probe.num_queries,
-        )
-        for kind in kinds
-    }
+    asked += recipe.steps + 1
+    if trained.test is None:
+        return Outcome(folder, None, trained.step, stop.reason, asked)
+    results = _results(config, encoder, trained, saves.seconds)
+    if main:
+        write_tables(folder, {config.name: results})
+        write_results(folder, *results)
+    remove_checkpoints(checkpointer.directory)
+    return Outcome(folder, results, trained.step, asked=asked)
 
 
 def make_recipe(config: ConfigDict, num_examples: int) -> Recipe:
@@ -204,45 +230,50 @@ def make_recipe(config: ConfigDict, num_examples: int) -> Recipe:
     )
 
 
-def feature_spec(kind: str, config: ConfigDict) -> FeatureSpec:
-    """Linear heads see the last layer's mean token, attentive ones the last layers' tokens."""
-    return LINEAR if kind == "linear" else FeatureSpec(config.probe.last_layers)
-
-
-def _features(
-    encoder_params: dict, images, key, *, config: ConfigDict, pretraining: ConfigDict, groups
-) -> dict:
-    """uint8 images to the features of each kind of head; erased where a key is given."""
-    spec, data = model_spec(pretraining), config.data
-    grid = spec.grid.resized(data.image_size)
-    patches = normalise_patches(patchify(images, grid), data.mean, data.std)
-    if key is not None and data.erasing:
-        pixels = unpatchify(patches, grid)
-        patches = patchify(random_erasing(key, pixels, probability=data.erasing), grid)
-    encoder = bind_encoder(spec, encoder_params)
-    return {
-        kind: encoder_features(encoder, patches, feature_spec(kind, config), grid=grid)
-        for kind in groups
-    }
-
-
-def _check_labels(source: Source, dataset: str, split: str, num_classes: int) -> None:
-    if source.num_classes != num_classes:
-        has = "no labels" if source.num_classes is None else f"{source.num_classes} classes"
-        raise UserError(
-            f"{dataset} ({split}) has {has}, and data.num_classes={num_classes}: a probe needs "
-            "labelled images of as many classes as it is told"
-        )
-
-
-def summary(histories: list[History]) -> str:
-    """A line per kind of head: its best rate and accuracy."""
-    lines = []
-    for kind in dict.fromkeys(history.group for history in histories):
-        best = best_head(histories, kind)
-        last = best.last
+def describe(config: ConfigDict, groups: dict, recipe: Recipe, images: Images) -> str:
+    """Lines on what is about to be trained, and how the best of it will be chosen."""
+    heads = " and ".join(f"{len(group.settings)} {name}" for name, group in groups.items())
+    lines = [
+        f"heads: {heads}; {recipe.steps} steps of {config.batch_size} of {len(images.train):,} "
+        f"images of {config.data.dataset}"
+    ]
+    if not recipe.warmup_steps:
         lines.append(
-            f"{kind:10} {last.accuracy:.2%} ({last.correct} of {last.total}) at rate "
-            f"{best.setting.rate:g}, chosen on the reported split"
+            "rates are those that the optimizer really starts at: without a warm-up a published "
+            "run is named after ten times its own"
         )
+    chosen = f"the {len(images.test):,} images that are reported on, as published"
+    if config.select == "heldout":
+        chosen = f"{len(images.chosen_on):,} training images that are held out"
+    lines.append(f"the best head is chosen on {chosen}")
     return "\n".join(lines)
+
+
+def _tell(config: ConfigDict, recipe: Recipe, progress: Progress, first_step: int) -> dict:
+    """What tells the user of steps and evaluations: arguments of `train_probe`."""
+    begin = time.monotonic()
+
+    def on_step(step: int) -> None:
+        if step % config.log_every == 0:
+            rate = (step - first_step) * config.batch_size / (time.monotonic() - begin)
+            progress.update(step, images_per_s=rate)
+
+    def on_evaluation(step: int, scores: Scores) -> None:
+        best = {name: max(right) / scores.total for name, right in scores.correct.items()}
+        found = "  ".join(f"{name} {accuracy:.1%}" for name, accuracy in best.items())
+        progress.note(f"step {step}/{recipe.steps}  best accuracy  {found}")
+
+    return {"on_step": on_step, "on_evaluation": on_evaluation}
+
+
+def _results(config: ConfigDict, encoder: Encoder, trained: Trained, seconds: float) -> Results:
+    provenance = Provenance(
+        checkpoint=encoder.name,
+        checkpoint_hash=encoder.sha256,
+        config=config.to_dict(),
+        pretraining=encoder.pretraining.to_dict(),
+        select=config.select,
+        unreadable=trained.test.unreadable,
+        seconds=seconds,
+    )
+    return Results(tuple(trained.histories), provenance)

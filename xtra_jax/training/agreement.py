@@ -34,7 +34,7 @@ def check_same_run_everywhere(config: ConfigDict, examples: int, records: str) -
     """
     if jax.process_count() == 1:
         return
-    theirs = json.loads(_text_from_the_first(json.dumps([config.to_dict(), examples, records])))
+    theirs = json.loads(text_from_the_first(json.dumps([config.to_dict(), examples, records])))
     for key, (first, ours) in config_diff(from_dict(theirs[0]), config).items():
         raise UserError(
             f"process {jax.process_index()} was started with {key}={ours}, and process 0 with "
@@ -68,7 +68,7 @@ def check_shared(directory: epath.Path) -> None:
         if jax.process_index() == 0:
             sign.write_text("")
         multihost_utils.sync_global_devices("a sign is written")
-        seen = multihost_utils.process_allgather(np.int32(_appears(sign)))
+        seen = multihost_utils.process_allgather(np.int32(appears(sign)))
         if jax.process_index() == 0:
             sign.unlink()
     if not seen.all():
@@ -83,7 +83,8 @@ def from_the_first(number: int) -> int:
     return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
 
 
-def _text_from_the_first(text: str) -> str:
+def text_from_the_first(text: str) -> str:
+    """What the first process calls this with, on all of them."""
     data = np.frombuffer(text.encode(), np.uint8)
     sent = np.zeros(from_the_first(len(data)), np.uint8)
     sent[: len(data)] = data[: len(sent)]
@@ -91,7 +92,7 @@ def _text_from_the_first(text: str) -> str:
     return received.astype(np.uint8).tobytes().decode()
 
 
-def _appears(path: epath.Path) -> bool:
+def appears(path: epath.Path) -> bool:
     end = time.monotonic() + _SECONDS
     while not path.exists():
         if time.monotonic() > end:

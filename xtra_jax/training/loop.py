@@ -10,6 +10,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -22,7 +23,21 @@ from xtra_jax.training.step import TrainState
 from xtra_jax.training.stopping import Stop
 from xtra_jax.training.telemetry import MetricWriter
 
-Evaluation = Callable[[dict], Mapping[str, float]]
+
+class Evaluation(NamedTuple):
+    """Something to be measured during training, which doesn't change it.
+
+    Attributes:
+        every: steps between measurements, beside the one at the end; 0 for that one alone.
+        measure: maps the parameters to metrics; called by every process of the run.
+    """
+
+    every: int
+    measure: Callable[[dict], Mapping[str, float]]
+
+    def due(self, step: int) -> bool:
+        return self.every > 0 and step % self.every == 0
+
 
 # Steps dispatched ahead of the device: enough to hide the host, few enough to bound the memory.
 _AHEAD = 2
@@ -137,16 +152,15 @@ def train(
     progress: Progress,
     stop: Stop,
     log_every: int,
-    eval_every: int,
 ) -> tuple[TrainState, int]:
     """Trains from `first_step` to `steps`.
 
     Args:
         batches: on the devices, beginning with that of `first_step`.
         saved_with: step to the keyword arguments that `Checkpointer.save` takes beside the state.
-        evaluations: name to a function of the parameters; its metrics are logged under "name/".
+        evaluations: by name; their metrics are logged under "name/", and their time is left out of
+            the training's rates.
         stop: may end the run early, with a save at that step and without an evaluation.
-        eval_every: steps between evaluations; 0 evaluates at the end only.
 
     Returns:
         The state, and the step it stopped at: `steps`, or less where it was told to stop.
@@ -157,12 +171,12 @@ def train(
     for step in range(first_step, steps + 1):
         last = step == steps
         stopped = stop.reached(step) and not last
-        evaluation_due = last or (eval_every and step % eval_every == 0)
-        if step > first_step and evaluation_due and not stopped:
+        due = {name: each for name, each in evaluations.items() if last or each.due(step)}
+        if step > first_step and due and not stopped:
             begin = time.monotonic()
             meter.check()
-            for name, evaluate in evaluations.items():
-                metrics = {f"{name}/{key}": v for key, v in evaluate(state.params).items()}
+            for name, (_, measure) in due.items():
+                metrics = {f"{name}/{key}": v for key, v in measure(state.params).items()}
                 if metrics:
                     writer.write(step, metrics)
                     progress.note(f"step {step}  " + described(metrics))

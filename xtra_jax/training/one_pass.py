@@ -21,7 +21,7 @@ from xtra_jax.parallel.sharding import replicated
 
 PER_DEVICE = 32  # images at once, where nothing else is asked for
 _SAY_EVERY = 10.0  # seconds
-_WORTH_WORKERS = 2048  # images: for fewer, starting processes takes longer than decoding
+WORTH_WORKERS = 2048  # images: for fewer, starting processes takes longer than decoding
 
 
 def chosen_images(
@@ -95,27 +95,56 @@ def one_pass(
     # No more padding than the mesh needs.
     batch_size = min(batch_size or PER_DEVICE * shards, -(-len(source) // shards) * shards)
 
-    def step(params, batch):
-        with jax.default_matmul_precision("highest"):
-            found = function(params, batch["image"])
-        return found | {"weight": batch["weight"], "label": batch["label"]}
-
     batches = each_image(
         source,
         transform,
         batch_size=batch_size,
-        num_workers=num_workers if len(source) >= _WORTH_WORKERS else 0,
+        num_workers=num_workers if len(source) >= WORTH_WORKERS else 0,
         prefetch=prefetch,
         shards=batch_shards(mesh),
         num_shards=shards,
     )
+    step = compiled(function, mesh, "highest")
+    yield from outputs(step, params, batches, mesh, len(source), batch_size)
+
+
+def compiled(function: Callable[[dict, jax.Array], dict[str, jax.Array]], mesh, precision: str):
+    """A step for `outputs`, to be kept for as many passes as there are.
+
+    Args:
+        function: see `one_pass`.
+        precision: of matrix products of float32: "highest" or "default".
+    """
+
+    def step(params, batch):
+        with jax.default_matmul_precision(precision):
+            found = function(params, batch["image"])
+        return found | {name: batch[name] for name in batch if name != "image"}
+
+    return jax.jit(step, out_shardings=replicated(mesh), compiler_options=_reproducible(mesh))
+
+
+def outputs(
+    step,
+    params: dict,
+    batches: Iterator[dict[str, np.ndarray]],
+    mesh: jax.sharding.Mesh,
+    count: int,
+    batch_size: int,
+    taken: Sequence[str] = ("weight", "label"),
+) -> Iterator[dict[str, np.ndarray]]:
+    """Yields what a `compiled` step says of batches of so many images, without padding.
+
+    Args:
+        batches: this process's share of each, as `each_image` yields them; closed in the end.
+        taken: which of their arrays, beside the images, come out as they went in.
+    """
     with contextlib.closing(batches):
-        step = jax.jit(step, out_shardings=replicated(mesh), compiler_options=_reproducible(mesh))
         running: deque[tuple[int, dict]] = deque()
-        tell = _Teller(len(source))
+        tell = _Teller(count)
         for number, batch in enumerate(batches):
-            inputs = {name: batch[name] for name in ("image", "weight", "label")}
-            rows = min(batch_size, len(source) - number * batch_size)
+            inputs = {name: batch[name] for name in ("image", *taken)}
+            rows = min(batch_size, count - number * batch_size)
             running.append((rows, step(params, put_batch(inputs, mesh))))
             if len(running) > 1:  # the device works on one batch while the one before is fetched
                 yield _fetched(*running.popleft())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import jax
 from clu import parameter_overview
@@ -37,7 +37,7 @@ from xtra_jax.training.checkpoint import (
     restore_params,
     write_config,
 )
-from xtra_jax.training.loop import Meter, train
+from xtra_jax.training.loop import Evaluation, Meter, train
 from xtra_jax.training.progress import Progress
 from xtra_jax.training.recipe import (
     evaluation_transform,
@@ -101,12 +101,16 @@ def pretrain(
     *,
     progress: Progress | None = None,
     stop: Stop | None = None,
+    signals: Callable[..., Mapping[str, Evaluation]] | None = None,
     show_parameters: bool = True,
 ) -> Outcome:
     """Trains until the config's last step, from the working directory's newest checkpoint if any.
 
     Args:
-        stop: what may end it earlier, with a checkpoint; signals do where it is active.
+        stop: what may end it earlier, with a checkpoint; signals of the system do where it is
+            active.
+        signals: makes of config, spec and mesh what else is measured on the way, by its name:
+            `xtra_jax.probing.signals.make_signals`.
         show_parameters: begin with the table of all parameters and their shardings.
 
     Raises:
@@ -122,6 +126,12 @@ def pretrain(
     source = open_training_source(config)
     check_same_run_everywhere(config, len(source), source.digest())
     evaluate = make_evaluation(config, spec, mesh)
+    if config.signals.every and signals is None:
+        raise UserError(
+            f"signals.every={config.signals.every}, and nobody measures them: call pretrain with "
+            "signals=xtra_jax.probing.signals.make_signals"
+        )
+    measured = signals(config, spec, mesh) if signals is not None else {}
     steps = total_steps(config, len(source))
     schedule = make_schedule(config, steps)
     optimizer = make_optimizer(config, schedule)
@@ -177,7 +187,7 @@ def pretrain(
                     "position": data_position(config, step, source),
                     "config": config.to_dict(),
                 },
-                evaluations={"validation": validate},
+                evaluations={"validation": Evaluation(config.eval_every, validate), **measured},
                 meter=Meter(
                     config.batch_size,
                     train_flops(spec, drop_last_block=config.model.drop_last_block),
@@ -190,7 +200,6 @@ def pretrain(
                 progress=progress,
                 stop=stop,
                 log_every=config.log_every,
-                eval_every=config.eval_every,
             )
     return Outcome(state, step, validation, stop.reason if step < steps else "")
 

@@ -30,13 +30,18 @@ def is_local(path: os.PathLike | str) -> bool:
 
 def write_text(path: epath.Path, text: str) -> None:
     """Writes a file so that a reader, or a crash, meets the old content or the new one."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: epath.Path, content: bytes) -> None:
+    """Like `write_text`."""
     if not is_local(path):
-        path.write_text(text)  # object stores replace whole files in one stroke
+        path.write_bytes(content)  # object stores replace whole files in one stroke
         return
     temporary = path.with_name(path.name + ".tmp")
     try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
+        with open(temporary, "wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

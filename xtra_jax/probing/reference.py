@@ -1,0 +1,89 @@
+"""What others report beside a probe's accuracy: published numbers, and each data set's convention.
+
+The numbers are those of XTRA (Amrani, Karlinsky, Bronstein, CVPR 2025, arXiv:2411.15648) and of the
+methods that it compares with, in percent: the best learning rate of a list, chosen on the reported
+split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+
+class Published(NamedTuple):
+    """One published accuracy. `encoder` is its size and patch, `accuracy` in percent."""
+
+    method: str
+    encoder: str
+    dataset: str
+    kind: str
+    accuracy: float
+
+
+_IMAGENET = "imagenet2012"
+PUBLISHED = (
+    Published("XTRA", "B/16", _IMAGENET, "attentive", 76.8),
+    Published("XTRA", "B/16", _IMAGENET, "linear", 70.2),
+    Published("MAE", "B/16", _IMAGENET, "attentive", 74.6),
+    Published("MAE", "B/16", _IMAGENET, "linear", 68.0),
+    Published("data2vec", "B/16", _IMAGENET, "attentive", 74.5),
+    Published("data2vec", "B/16", _IMAGENET, "linear", 67.3),
+    Published("AIM", "B/16", _IMAGENET, "attentive", 73.5),
+    Published("AIM", "B/16", _IMAGENET, "linear", 67.4),
+    Published("I-JEPA", "B/16", _IMAGENET, "attentive", 72.6),
+    Published("I-JEPA", "B/16", _IMAGENET, "linear", 65.7),
+    Published("XTRA", "H/14", _IMAGENET, "attentive", 80.9),
+)
+# The fifteen benchmarks, by the names of their configs, and the mean of their attentive top-1.
+BENCHMARKS = {
+    *("imagenet2012", "i_naturalist2018", "cifar10", "cifar100", "food101", "dtd"),
+    *("oxford_iiit_pet", "cars196", "iwildcam", "camelyon17", "patch_camelyon", "rxrx1"),
+    *("eurosat", "fmow", "infograph"),
+}
+PUBLISHED_AVERAGES = {
+    "XTRA-H/14": 76.2,
+    "MAE-H/14": 75.3,
+    "AIM-0.6B on DFN-2B+": 75.6,
+    "AIM-0.6B on DFN-2B": 74.5,
+}
+
+# Conventionally the mean of the classes' accuracies: so do SimCLR (Chen et al., 2020,
+# arXiv:2002.05709, appendix B) and CLIP (Radford et al., 2021, arXiv:2103.00020, appendix A), which
+# report top-1 on the others of ours that they have. XTRA reports top-1 everywhere, as VTAB does.
+_MEAN_PER_CLASS = ("oxford_iiit_pet",)
+# What WILDS (Koh et al., 2021, arXiv:2012.07421) reports for its sets, where counts of right
+# answers per class don't tell it.
+_NOT_COMPUTED = {
+    "iwildcam": "macro F1",
+    "fmow": "the accuracy of the worst region",
+}
+_ENCODERS = {"base": "B", "large": "L", "huge": "H"}
+
+
+def encoder_name(pretraining: Mapping[str, Any]) -> str:
+    """Size and patch of the encoder of a pretraining config, such as "B/16"; "" for others."""
+    model = pretraining.get("model", {})
+    size = _ENCODERS.get(model.get("variant"))
+    return f"{size}/{model['patch_size']}" if size else ""
+
+
+def published(dataset: str, kind: str, encoder: str) -> list[Published]:
+    """Published accuracies of a data set, kind of probe and encoder, XTRA's own first."""
+    name = _name(dataset)
+    return [p for p in PUBLISHED if (p.dataset, p.kind, p.encoder) == (name, kind, encoder)]
+
+
+def reports_mean_per_class(dataset: str) -> bool:
+    """Whether a data set's accuracy is conventionally averaged over its classes."""
+    return _name(dataset) in _MEAN_PER_CLASS
+
+
+def not_computed(dataset: str) -> str | None:
+    """The measure that a data set is conventionally reported with, where a study lacks it."""
+    return _NOT_COMPUTED.get(_name(dataset))
+
+
+def _name(dataset: str) -> str:
+    """A data set's name without the size that its images were shrunk to."""
+    return dataset.partition("/max_side_")[0]

@@ -1,0 +1,89 @@
+"""Which images a probe is trained on, chosen by, and reported on."""
+
+from __future__ import annotations
+
+import itertools
+from typing import NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from xtra_jax.data.record_index import index_of
+from xtra_jax.data.sources import Source
+from xtra_jax.data.subsets import Subset
+from xtra_jax.errors import UserError
+from xtra_jax.training.recipe import open_eval_source, open_training_source
+
+_HOLDING_OUT = 0x401D  # keeps the draw apart from others with the same seed
+
+
+class Images(NamedTuple):
+    """The three sets of a probe.
+
+    Attributes:
+        train: what heads are trained on.
+        chosen_on: what the best head is chosen on: `test` itself under select=test, as published,
+            and a part of the training images under select=heldout, which `train` then lacks.
+        test: what the accuracy is reported on.
+    """
+
+    train: Source
+    chosen_on: Source
+    test: Source
+
+
+def open_images(config: ConfigDict) -> Images:
+    """Opens what a probe's config names.
+
+    Raises:
+        UserError: there is no such data set or split, it has other classes than the config says, or
+            too few images of each to hold some out.
+    """
+    data = config.data
+    if not data.eval_split:
+        raise UserError("data.eval_split is empty: a probe needs images to tell its accuracy on")
+    train, test = open_training_source(config), open_eval_source(config)
+    _check_labels(train, data.dataset, data.train_split, data.num_classes)
+    _check_labels(test, data.eval_dataset or data.dataset, data.eval_split, data.num_classes)
+    if config.select == "test":
+        return Images(train, test, test)
+    return Images(*hold_out(train, config.heldout_fraction, config.seed), test)
+
+
+def hold_out(source: Source, fraction: float, seed: int) -> tuple[Subset, Subset]:
+    """Parts a labelled source in two: what is left to train on, and what is held out.
+
+    Of each class that share is held out, rounded, but one image at least where there are two, and
+    never all. Images without a label, and those that cannot be read, are left to train on. The same
+    records and seed give the same parts.
+
+    Args:
+        fraction: above 0 and below 1.
+
+    Raises:
+        UserError: no class has two images.
+    """
+    labels = index_of(source).labels
+    drawn = np.random.default_rng((seed, _HOLDING_OUT)).permutation(len(source))
+    by_class = drawn[np.argsort(labels[drawn], kind="stable")]
+    ends = np.searchsorted(labels[by_class], np.arange(source.num_classes + 1))
+    held = np.zeros(len(source), bool)
+    for start, end in itertools.pairwise(ends):
+        size = end - start
+        count = min(max(1, round(fraction * size)), max(size - 1, 0))
+        held[by_class[start : start + count]] = True
+    if not held.any():
+        raise UserError(
+            f"select=heldout has nothing to hold out: none of the {source.num_classes} classes has "
+            "two training images"
+        )
+    return Subset(source, np.flatnonzero(~held)), Subset(source, np.flatnonzero(held))
+
+
+def _check_labels(source: Source, dataset: str, split: str, num_classes: int) -> None:
+    if source.num_classes != num_classes:
+        has = "no labels" if source.num_classes is None else f"{source.num_classes} classes"
+        raise UserError(
+            f"{dataset} ({split}) has {has}, and data.num_classes={num_classes}: a probe needs "
+            "labelled images of as many classes as it is told"
+        )

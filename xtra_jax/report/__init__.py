@@ -1,0 +1,1 @@
+"""One page about a run, to read, to keep and to send: what `xtra report` writes."""
