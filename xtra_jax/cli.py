@@ -104,9 +104,10 @@ def _pretrain(args, overrides) -> int:
 
     with Stop(args.stopped_exit_code) as stop, _joined(args) as group:
         stop.share(group)
+        config = _load(args, overrides, "pretrain")
         from xtra_jax.training.pretrain import pretrain
 
-        outcome = pretrain(_load(args, overrides, "pretrain"), args.workdir, stop=stop)
+        outcome = pretrain(config, args.workdir, stop=stop)
     if _first(group):
         _tell(_said_of(outcome, args.workdir))
     return args.stopped_exit_code if outcome.stopped_by else 0
@@ -122,9 +123,9 @@ def _probe(args, overrides) -> None:
     if args.checkpoint:
         overrides["checkpoint"] = args.checkpoint
     with _joined(args) as group:
+        config = _load(args, overrides, "probe")
         from xtra_jax.probing.job import probe, summary
 
-        config = _load(args, overrides, "probe")
         histories = probe(config, args.out, encoder_config=args.encoder_config)
     if _first(group):
         _tell(summary(histories))
@@ -263,11 +264,12 @@ def _inspect(args, overrides) -> None:
 
 
 def _plan(args, overrides) -> int:
+    config = _load(args, overrides, "plan")
     from xtra_jax.plan.job import plan, write
     from xtra_jax.plan.report import describe
 
     found = plan(
-        _load(args, overrides, "plan"),
+        config,
         args.topology,
         largest=args.largest_batch,
         examples=args.examples,
@@ -301,9 +303,10 @@ def _prepare(args, overrides) -> None:
 
 
 def _demo(args, overrides) -> None:
+    config = _load(args, overrides, "demo")
     from xtra_jax.demo import demo
 
-    _tell(demo(_load(args, overrides, "demo"), args.workdir))
+    _tell(demo(config, args.workdir))
 
 
 _RUNS = {
