@@ -1,4 +1,4 @@
-"""Milliseconds per train step, and what binds it: FLOP/s reached against a matrix product's.
+"""The train step in turns: ours, ours otherwise, and what a user would run in PyTorch instead.
 
 The default case is ViT-Ti/16 at 128 px, k = 2, batch 16, projection 1024 -> 192, predictor depth 8
 with 3 heads, head hidden 1536, float32: small enough for two CPU cores.
@@ -7,6 +7,7 @@ with 3 heads, head hidden 1536, float32: small enough for two CPU cores.
 from __future__ import annotations
 
 import dataclasses
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -15,31 +16,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.cases import Way, model
+from benchmarks.turns import Contestant, Turn, race
 from xtra_jax.model.execution import Execution
 from xtra_jax.model.flops import train_flops
-from xtra_jax.model.grid import Grid
-from xtra_jax.model.variants import EncoderSpec, HeadSpec, PredictorSpec, XTRASpec, variant
+from xtra_jax.model.variants import XTRASpec
+from xtra_jax.parallel.peaks import peak_flops
 from xtra_jax.training.optimizer import adamw
 from xtra_jax.training.step import Objective, init_state, make_train_step
 
-WIDTH, DEPTH, HEADS, RATIO = variant("tiny")
-TINY_128 = XTRASpec(
-    EncoderSpec(Grid(128, 16, 2), WIDTH, DEPTH, HEADS, RATIO),
-    PredictorSpec(hidden=1024, width=192, depth=8, num_heads=3),
-    HeadSpec(hidden=1536),
-)
 BATCH = 16
+WAYS = ("ours", "ours,all_blocks")
 
 
-def compiled_step(
+def lowered_step(
     spec: XTRASpec, batch_size: int, objective: Objective, execution: Execution
-) -> tuple[Callable, object, dict]:
-    """The compiled step, a state to donate to it, and a batch of noise."""
+) -> tuple[jax.stages.Lowered, Callable, dict]:
+    """The step, lowered, what makes a state to donate to it, and a batch of noise."""
     optimizer = adamw(
         lambda step: 1e-4, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.05, clip_norm=1.0
     )
     step = make_train_step(spec, optimizer, objective, execution, schedule=lambda step: 1e-4)
-    state = jax.jit(lambda: init_state(spec, optimizer, jax.random.key(0)))()
+    make_state = jax.jit(lambda: init_state(spec, optimizer, jax.random.key(0)))
     size = spec.grid.image_size
     rng = np.random.default_rng(0)
     batch = jax.device_put(
@@ -48,7 +46,8 @@ def compiled_step(
             "weight": np.ones(batch_size, np.float32),
         }
     )
-    return jax.jit(step, donate_argnums=0).lower(state, batch).compile(), state, batch
+    lowered = jax.jit(step, donate_argnums=0).lower(jax.eval_shape(make_state), batch)
+    return lowered, make_state, batch
 
 
 def matmul_flops_per_second(width: int = 1024, repeats: int = 20) -> float:
@@ -64,42 +63,101 @@ def matmul_flops_per_second(width: int = 1024, repeats: int = 20) -> float:
     return 2 * width**3 / statistics.median(times)
 
 
-def run(repeats: int = 15) -> dict:
-    """Times the step as it ships beside the step that keeps the last block, in turns.
+def ours(spec: XTRASpec, batch_size: int, way: Way) -> tuple[Turn, dict]:
+    """A turn is one step, whose state goes into the next one."""
+    spec = dataclasses.replace(spec, dtype=way.dtype, predictor_dtype=way.dtype)
+    begin = time.perf_counter()
+    objective = Objective(drop_last_block=way.drop_last_block)
+    lowered, make_state, batch = lowered_step(spec, batch_size, objective, way.execution())
+    lowered_at = time.perf_counter()
+    step = lowered.compile()
+    facts = {
+        "lower_seconds": lowered_at - begin,
+        "compile_seconds": time.perf_counter() - lowered_at,
+    }
+    if memory := step.memory_analysis():
+        facts["program_mib"] = memory.temp_size_in_bytes / 2**20
+    state = make_state()
 
-    Returns:
-        Medians in milliseconds of either, the median of the ratio pair by pair, the step's useful
-        FLOP/s, and the share of a matrix product's rate that they are.
+    def turn():
+        nonlocal state
+        state, metrics = step(state, batch)
+        jax.block_until_ready((state, metrics))
+
+    return turn, facts
+
+
+def peer(spec: XTRASpec, batch_size: int, way: Way) -> tuple[Turn, dict]:
+    """The same in PyTorch, on a GPU where it has one, or on the cores this process may use."""
+    import torch
+
+    from benchmarks.torch_peer import XTRA, TrainStep
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.manual_seed(0)
+    attention = "plain" if "plain" in way.changes else "sdpa"
+    network = XTRA(spec, drop_last_block=way.drop_last_block, attention=attention).to(device)
+    autocast = torch.bfloat16 if way.dtype == "bfloat16" else None
+    step = TrainStep(network, autocast=autocast, compiled="compiled" in way.changes)
+    size = spec.grid.image_size
+    images = torch.randn(batch_size, 3, size, size, device=device)
+
+    def turn():
+        step(images)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    begin = time.perf_counter()
+    turn()
+    return turn, {"torch": torch.__version__, "first_step_seconds": time.perf_counter() - begin}
+
+
+def run(
+    repeats: int = 15,
+    *,
+    variant: str = "tiny",
+    batch_size: int = BATCH,
+    image_size: int = 0,
+    depth: int = 0,
+    ways: tuple[str, ...] = WAYS,
+    baseline: str = "",
+) -> dict:
+    """Times train steps in turns.
+
+    Args:
+        variant, image_size, depth: of `cases.model`.
+        ways: names as `cases` explains them.
+        baseline: the way that ratios are taken against; the first by default.
     """
-    cases = {"ours": Objective(), "all_blocks": Objective(drop_last_block=False)}
-    steps = {
-        name: compiled_step(TINY_128, BATCH, objective, Execution())
-        for name, objective in cases.items()
+    spec = model(variant, image_size, depth)
+    makers = {"ours": ours, "peer": peer}
+    contestants = {
+        name: Contestant(
+            makers[way.who], (spec, batch_size, way), way.environment | _ON_A_GPU_FOR_SEVERAL
+        )
+        for name, way in ((name, Way(name)) for name in ways)
     }
-    times: dict[str, list[float]] = {name: [] for name in cases}
-    states = {name: state for name, (_, state, _) in steps.items()}
-    for repeat in range(repeats + 2):
-        for name, (step, _, batch) in steps.items():
-            begin = time.perf_counter()
-            states[name], metrics = step(states[name], batch)
-            jax.block_until_ready((states[name], metrics))
-            if repeat >= 2:
-                times[name].append(time.perf_counter() - begin)
-    ratios = [b / a for a, b in zip(times["ours"], times["all_blocks"], strict=True)]
-    seconds = statistics.median(times["ours"])
-    rate = BATCH * train_flops(TINY_128) / seconds
-    peak = matmul_flops_per_second()
-    memory = steps["ours"][0].memory_analysis()
+    baseline = baseline or ways[0]
+    found = race(contestants, baseline, repeats)
+    peak, product = peak_flops(), matmul_flops_per_second()
+    for name, row in found.items():
+        # Counted without the last block for all: keeping it does nothing useful.
+        rate = batch_size * train_flops(spec) / row["seconds"]
+        row["images_per_s"] = batch_size / row["seconds"]
+        row["useful_gflop_per_s"] = rate / 1e9
+        row["share_of_product_rate"] = rate / product
+        row["mfu"] = rate / peak if peak and Way(name).dtype == "bfloat16" else None
+    grid = spec.grid
     return {
-        "case": "train step, ViT-Ti/16 128 px, k=2, batch 16, float32",
-        "milliseconds": 1000 * seconds,
-        "milliseconds_min_max": [1000 * min(times["ours"]), 1000 * max(times["ours"])],
-        "milliseconds_all_blocks": 1000 * statistics.median(times["all_blocks"]),
-        "all_blocks_over_ours": statistics.median(ratios),
-        "images_per_s": BATCH / seconds,
-        "gflop_per_s": rate / 1e9,
-        "matmul_gflop_per_s": peak / 1e9,
-        "share_of_matmul_rate": rate / peak,
-        "temporary_mib": memory.temp_size_in_bytes / 2**20 if memory else None,
-        "spec": dataclasses.asdict(TINY_128),
+        "case": f"train step, {variant}, depth {spec.encoder.depth}, {grid.image_size} px, patch "
+        f"{grid.patch_size}, k {grid.block_size}, batch {batch_size}",
+        "baseline": baseline,
+        "product_gflop_per_s": product / 1e9,
+        "ways": found,
+        "spec": dataclasses.asdict(spec),
     }
+
+
+# One process must not take all of a GPU's memory before the next has any.
+_ON_A_GPU_FOR_SEVERAL = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}

@@ -27,6 +27,8 @@ def get_config() -> config_dict.ConfigDict:
         eval_every=2500,  # steps between validations, 0 for one at the end only
         save_every=1000,  # steps between checkpoints
         keep_checkpoints=3,  # how many of the last checkpoints stay on disk
+        profile_at=0,  # step from which three are traced for xprof, in WORKDIR/profile; 0: none
+        compilation_cache="auto",  # folder of compiled programs; auto: in ~/.cache, "": keep none
         model=_model(),
         predictor=_predictor(),
         head=_head(),
@@ -50,6 +52,9 @@ def _model():
         block_size=4,  # tokens per block side, k; the model predicts block by block
         order="raster",  # in which blocks follow each other: raster or pseudo_random
         drop_path=0.0,  # stochastic depth: rate of the last encoder layer, growing linearly from 0
+        # How: bernoulli draws for every sample; subset computes each branch for as many samples as
+        # the rate leaves of a device's share of the batch, and costs so much less.
+        drop_path_mode="bernoulli",
         dtype="bfloat16",  # of the encoder's computations: float32 or bfloat16
         attention="xla",  # xla runs everywhere, cudnn is for NVIDIA GPUs and bfloat16
         scan_layers=False,  # compile one layer and scan over the depth: quick to compile, slower
@@ -96,6 +101,7 @@ def _optim():
         beta2=0.95,  # AdamW: decay of the second moment
         eps=1e-8,  # AdamW: added to the root of the second moment
         weight_decay=0.05,  # of everything with two or more dimensions that is not a bias
+        mu_dtype="float32",  # in which the first moment is kept, or bfloat16
         clip_norm=1.0,  # largest global norm of the gradient, 0 for no clipping
         reduce_dtype="float32",  # in which devices sum the gradients of kernels, or bfloat16
     )

@@ -7,6 +7,14 @@ jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def caches_of_these_tests_alone(tmp_path_factory):
+    """Compiled programs of a user's are neither used nor added to."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("caches")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory):
     """Starts tiny runs as commands of their own, and ends those that a test leaves behind."""

@@ -104,10 +104,10 @@ def _pretrain(args, overrides) -> int:
 
     with Stop(args.stopped_exit_code) as stop, _joined(args) as group:
         stop.share(group)
+        config = _load(args, overrides, "pretrain")
         from xtra_jax.probing.signals import make_signals
         from xtra_jax.training.pretrain import pretrain
 
-        config = _load(args, overrides, "pretrain")
         outcome = pretrain(config, args.workdir, stop=stop, signals=make_signals)
     if _first(group):
         _tell(_said_of(outcome, args.workdir))
@@ -127,9 +127,9 @@ def _probe(args, overrides) -> int:
         overrides["checkpoint"] = args.checkpoint
     with Stop(args.stopped_exit_code) as stop, _joined(args) as group:
         stop.share(group)
+        config = _load(args, overrides, "probe")
         from xtra_jax.probing import study, training_free
 
-        config = _load(args, overrides, "probe")
         named = {"out": args.out, "encoder_config": args.encoder_config}
         if config.kind in training_free.KINDS:
             studied = training_free.measure_all(args.config, overrides, **named)
@@ -278,11 +278,12 @@ def _inspect(args, overrides) -> None:
 
 
 def _plan(args, overrides) -> int:
+    config = _load(args, overrides, "plan")
     from xtra_jax.plan.job import plan, write
     from xtra_jax.plan.report import describe
 
     found = plan(
-        _load(args, overrides, "plan"),
+        config,
         args.topology,
         largest=args.largest_batch,
         examples=args.examples,
@@ -322,9 +323,10 @@ def _report(args, overrides) -> None:
 
 
 def _demo(args, overrides) -> None:
+    config = _load(args, overrides, "demo")
     from xtra_jax.demo import demo
 
-    _tell(demo(_load(args, overrides, "demo"), args.workdir))
+    _tell(demo(config, args.workdir))
 
 
 _RUNS = {

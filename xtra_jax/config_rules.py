@@ -26,12 +26,14 @@ from xtra_jax.model.variants import variant as find_variant
 CHOICES = {
     "model.variant": (*VARIANTS, "custom"),
     "model.order": ("raster", "pseudo_random"),
+    "model.drop_path_mode": ("bernoulli", "subset"),
     "model.dtype": ("float32", "bfloat16"),
     "model.attention": ("xla", "cudnn"),
     "model.remat": ("none", "full", "dots"),
     "predictor.dtype": ("float32", "bfloat16"),
     "loss.kind": ("mse", "l1"),
     "optim.reduce_dtype": ("float32", "bfloat16"),
+    "optim.mu_dtype": ("float32", "bfloat16"),
     "kind": ("attentive", "linear", "both", "few_shot", "knn"),
     "select": ("test", "heldout"),
     "data.resize": ("exact", "fast", "device"),
@@ -81,6 +83,7 @@ RANGES = {
     "eval_every": _NOT_NEGATIVE,
     "save_every": _AT_LEAST_1,
     "keep_checkpoints": _AT_LEAST_1,
+    "profile_at": _NOT_NEGATIVE,
     "rates": (
         "one or several numbers above 0, all different",
         lambda rates: _all_different(rates) and all(rate > 0 for rate in rates),
@@ -191,6 +194,7 @@ def model_spec(config: ConfigDict) -> XTRASpec:
         num_heads=model.num_heads or sizes.num_heads,
         mlp_ratio=model.mlp_ratio or sizes.mlp_ratio,
         drop_path=model.drop_path,
+        drop_path_mode=model.get("drop_path_mode", "bernoulli"),  # older runs' configs lack it
     )
     return XTRASpec(
         encoder=encoder,

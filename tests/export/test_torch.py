@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch")
 
 from safetensors.torch import load_file  # noqa: E402
 
-from tests.export.torch_xtra import XTRA  # noqa: E402
+from benchmarks.torch_peer import XTRA  # noqa: E402
 
 CASES = {
     "B_tiny_block_hot": (goldens.tiny_spec(), {}),
@@ -71,7 +71,7 @@ def test_the_predictions_and_the_loss_are_ours(case, model):
 
 def test_the_mask_is_ours(case, model):
     _, spec, _ = case
-    np.testing.assert_array_equal(model.mask(), raster_block_causal_mask(spec.grid))
+    np.testing.assert_array_equal(model.mask, raster_block_causal_mask(spec.grid))
 
 
 def test_training_goes_on_from_an_export(case, model):

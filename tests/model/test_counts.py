@@ -11,7 +11,7 @@ from xtra_jax.errors import UserError
 from xtra_jax.interop.published import published_shapes
 from xtra_jax.model.flops import forward_flops, train_flops
 from xtra_jax.model.grid import Grid
-from xtra_jax.model.layers import drop_path_rates
+from xtra_jax.model.stochastic_depth import drop_path_rates
 from xtra_jax.model.variants import (
     VARIANTS,
     EncoderSpec,

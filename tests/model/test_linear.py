@@ -1,11 +1,13 @@
 """Linear layers: their products, and the dtype that gradients are computed and summed in."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from xtra_jax.model.linear import add_shared, contract
+from xtra_jax.model.linear import add_shared, contract, gelu
 
 
 def inputs(dtype):
@@ -63,3 +65,17 @@ def test_what_rows_share_is_added_in_their_dtype_and_its_gradient_summed_in_floa
     # In bfloat16 a sum of ones stops at 256.
     total = jax.grad(lambda shared: add_shared(x, shared).astype(jnp.float32).sum())(shared)
     np.testing.assert_array_equal(total, [512.0] * 3)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(jnp.float32, 3e-7), (jnp.bfloat16, 2**-8)])
+def test_gelu_and_its_gradient_are_exact_to_rounding_of_their_input(dtype, tolerance):
+    x = jnp.linspace(-8, 8, 4001).astype(dtype)
+    wide = np.asarray(x, np.float64)
+    cdf = 0.5 * (1 + np.vectorize(math.erf)(wide / math.sqrt(2)))
+    density = np.exp(-(wide**2) / 2) / math.sqrt(2 * math.pi)
+    y, backward = jax.vjp(gelu, x)
+    (gradient,) = backward(jnp.ones_like(x))
+    assert y.dtype == gradient.dtype == dtype
+    for found, expected in ((y, wide * cdf), (gradient, cdf + wide * density)):
+        error = np.abs(np.asarray(found, np.float64) - expected)
+        assert (error <= tolerance * np.maximum(1, np.abs(wide))).all(), error.max()

@@ -11,9 +11,9 @@ import pytest
 from tests import goldens
 from xtra_jax.model.attention import attend
 from xtra_jax.model.execution import Execution
-from xtra_jax.model.layers import drop_path
 from xtra_jax.model.patches import denormalise_patches, normalise_patches, patchify
 from xtra_jax.model.positions import bicubic_matrix, resize_positions
+from xtra_jax.model.stochastic_depth import drop_path
 from xtra_jax.model.xtra import bind, init_params, reorder_blocks, xtra_losses
 
 SPEC = goldens.tiny_spec()

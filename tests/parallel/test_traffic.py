@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from xtra_jax.parallel.traffic import memory_traffic
+from xtra_jax.parallel.traffic import memory_traffic, traffic_parts
 
 ROWS = 256 * 1024 * 4  # bytes of a float32 [256, 1024]
 
@@ -64,3 +64,35 @@ def test_slices_count_what_they_take_and_on_chip_memory_is_free():
     row = 1024 * 4
     # The slice is read and written, the copy reads it, the sum is written: the index is 4 bytes.
     assert memory_traffic(SLICES) == 4 * row + 4
+
+
+GPU = """HloModule jit_step, is_scheduled=true
+
+%triton (a: bf16[64,32], b: bf16[32,16]) -> bf16[64,16] {
+  %a = bf16[64,32]{1,0} parameter(0)
+  %b = bf16[32,16]{1,0} parameter(1)
+  ROOT %dot = bf16[64,16]{1,0} dot(%a, %b), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+}
+
+%added (c: bf16[64,16]) -> bf16[64,16] {
+  %c = bf16[64,16]{1,0} parameter(0)
+  ROOT %sum = bf16[64,16]{1,0} add(%c, %c)
+}
+
+ENTRY %main (x: bf16[64,32], w: bf16[32,16]) -> bf16[64,16] {
+  %x = bf16[64,32]{1,0} parameter(0)
+  %w = bf16[32,16]{1,0} parameter(1)
+  %gemm = bf16[64,16]{1,0} fusion(%x, %w), kind=kCustom, calls=%triton
+  %cublas = (bf16[64,16]{1,0}, s8[4096]{0}) custom-call(%x, %w), \
+custom_call_target="__cublas$gemm"
+  %fmha = (bf16[64,16]{1,0}, u8[0]{0}) custom-call(%gemm), \
+custom_call_target="__cudnn$fmhaScaleBiasSoftmax"
+  ROOT %out = bf16[64,16]{1,0} fusion(%gemm), kind=kLoop, calls=%added
+}
+"""
+
+
+def test_matrix_products_and_fused_attention_are_told_from_what_only_waits_for_memory():
+    x, w, y = 64 * 32 * 2, 32 * 16 * 2, 64 * 16 * 2
+    assert traffic_parts(GPU) == {"products": 2 * (x + w + y), "attention": 2 * y, "rest": 2 * y}
+    assert memory_traffic(GPU) == sum(traffic_parts(GPU).values())

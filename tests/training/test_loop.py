@@ -1,5 +1,7 @@
 """The loop's order, and what its meter tells."""
 
+import contextlib
+
 import numpy as np
 import pytest
 
@@ -53,7 +55,51 @@ def test_time_in_evaluation_counts_for_nothing_and_waiting_for_input_is_told(clo
     meter.pause(100.0)
     report = meter.report()
     assert report["input_wait"] == pytest.approx(0.25)
+    assert report["compute"] == 0 and report["host"] == pytest.approx(0.75)
     assert report["images_per_s"] == pytest.approx(2)
+
+
+def test_time_in_which_the_host_waits_for_the_devices_is_told_apart(clock, monkeypatch):
+    def wait(results):
+        clock[0] += 1.0
+
+    monkeypatch.setattr(loop.jax, "block_until_ready", wait)
+    meter = Meter(8, 1.0, None)
+    meter.add(1, metrics())
+    clock[0] += 3.0
+    for step in range(2, 4):
+        meter.add(step, metrics())  # the third waits for the first
+    report = meter.report()  # and this for all
+    assert report["compute"] == pytest.approx(2 / 5) and report["host"] == pytest.approx(3 / 5)
+    assert report["input_wait"] == 0
+    assert _report(meter, metrics())["host"] == pytest.approx(0)
+
+
+class Profile:
+    """Traces the second and the third step, and takes a minute to write that down."""
+
+    def __init__(self, clock):
+        self.calls, self._clock = [], clock
+
+    def step(self, step):
+        self.calls.append(f"step {step}")
+        return contextlib.nullcontext()
+
+    def ends_with(self, step):
+        return step == 3
+
+    def close(self, step):
+        self.calls.append(f"close {step}")
+        self._clock[0] += 60.0
+
+
+def test_a_profile_sees_every_step_and_writing_it_is_no_training(clock):
+    recorder, profile = Recorder(save_every=100), Profile(clock)
+    reports = []
+    recorder.write = lambda step, metrics: reports.append(metrics)
+    recorder.run(profile=profile)
+    assert profile.calls == ["step 1", "step 2", "step 3", "close 3", "step 4"]
+    assert max(report["step_ms"] for report in reports if "step_ms" in report) < 1000
 
 
 def test_the_loss_told_is_the_mean_over_valid_images():
@@ -116,7 +162,7 @@ class Recorder:
         self.calls.append("evaluate")
         return {"loss": 1.0}
 
-    def run(self, first_step=0, steps=4, others=None):
+    def run(self, first_step=0, steps=4, others=None, profile=None):
         return train(
             TrainState(first_step, {}, ()),
             self.batches(),
@@ -130,6 +176,7 @@ class Recorder:
             writer=self,
             progress=Progress(steps, active=False),
             stop=self,
+            profile=profile,
             log_every=2,
         )
 

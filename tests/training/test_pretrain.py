@@ -80,7 +80,7 @@ def test_an_interrupted_run_ends_with_the_same_state_bit_for_bit(data_dir, unint
     assert outcome.validation == expected.validation
 
     def told(folder):
-        timing = {"time", "images_per_s", "step_ms", "input_wait"}
+        timing = {"time", "images_per_s", "step_ms", "compute", "input_wait", "host"}
         return [{k: v for k, v in m.items() if k not in timing} for m in read_metrics(folder)]
 
     assert told(tmp_path) == told(workdir)
@@ -130,6 +130,12 @@ def test_keys_that_came_later_and_fix_nothing_are_not_told(data_dir):
     saved = tiny(data_dir).to_dict()
     del saved["data"]["resize"], saved["data"]["bad_fraction"]
     assert check_same_run(tiny(data_dir), saved, "run") == []
+
+
+def test_a_profile_beyond_the_last_step_is_refused_before_anything_is_done(data_dir, tmp_path):
+    with pytest.raises(UserError, match="profile_at=7 is not below the 7 steps of the run"):
+        pretrain(tiny(data_dir, profile_at=7), str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_broken_validation_images_are_named_in_the_first_evaluation_alone(tmp_path, capfd):

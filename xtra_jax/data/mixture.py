@@ -13,13 +13,15 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import grain
 import numpy as np
 
 from xtra_jax.data.record_index import RecordIndex, index_of, where
 from xtra_jax.errors import UserError
+
+if TYPE_CHECKING:
+    import grain
 
 _FINEST = 10**6  # shares are taken to one part in a million
 
@@ -141,4 +143,6 @@ def repeats(source) -> int:
 
 def shuffled(size: int, seed: int) -> grain.MapDataset:
     """An endless order of `size` records: all of them, in another order in every epoch."""
+    import grain  # with it comes jax, which a job that only looks at data does without
+
     return grain.MapDataset.range(size).seed(seed).shuffle().repeat()

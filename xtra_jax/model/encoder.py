@@ -69,6 +69,7 @@ class Encoder(nnx.Module):
             num_tokens,
             execution,
             drop_path_rate=self.spec.drop_path,
+            drop_path_mode=self.spec.drop_path_mode,
             key=key,
             keep_last=last,
         )

@@ -18,6 +18,9 @@ def anywhere(x, kind: str):
 class Execution:
     """How a model is computed. No field changes the parameters' layout, nor results but rounding.
 
+    One exception: the random subsets of stochastic depth are drawn shard by shard, so that
+    `batch_shards` decides which samples are in them.
+
     Attributes:
         attention: one of `attention.IMPLEMENTATIONS`.
         scan_layers: one compiled layer scanned over the depth: compiles faster, runs slower.
@@ -29,6 +32,7 @@ class Execution:
         place: called on activations with their kind, "tokens" [rows, ..., width], "hidden" [rows,
             ..., hidden units] or "heads" [rows, ..., heads, head_dim], to say which device holds
             which part.
+        batch_shards: into how many shards, of consecutive samples, devices split the batch.
     """
 
     attention: str = "xla"
@@ -36,3 +40,4 @@ class Execution:
     remat: str = "none"
     reduce_dtype: str = "float32"
     place: Callable = anywhere
+    batch_shards: int = 1

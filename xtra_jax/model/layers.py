@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import jax
@@ -12,24 +13,17 @@ from flax import nnx
 from xtra_jax.model.attention import Attention
 from xtra_jax.model.execution import Execution
 from xtra_jax.model.linear import PRODUCT, Mlp
+from xtra_jax.model.stochastic_depth import (
+    add_to_subset,
+    drop_path,
+    drop_path_rates,
+    subset_sizes,
+)
 
 
 def layer_norm(width: int, *, dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
     # The two-pass variance: the fast one cancels catastrophically on large means.
     return nnx.LayerNorm(width, epsilon=1e-6, dtype=dtype, use_fast_variance=False, rngs=rngs)
-
-
-def drop_path(x, num_tokens: int, rate, key):
-    """Stochastic depth (Huang et al. 2016): drops a residual branch for whole samples.
-
-    Args:
-        x: [batch * tokens, width], the branch's output.
-        rate: the probability that a sample is dropped; survivors are scaled by 1 / (1 - rate).
-    """
-    samples = x.reshape(-1, num_tokens, x.shape[-1])
-    keep = jax.random.bernoulli(key, 1.0 - rate, (samples.shape[0], 1, 1))
-    scale = jnp.where(keep, 1.0 / (1.0 - rate), 0.0).astype(x.dtype)
-    return (samples * scale).reshape(x.shape)
 
 
 class Layer(nnx.Module):
@@ -41,25 +35,45 @@ class Layer(nnx.Module):
         self.norm2 = layer_norm(width, dtype=dtype, rngs=rngs)
         self.mlp = Mlp(width, hidden, width, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x, mask, num_tokens: int, execution: Execution, rate=None, key=None):
-        def residual(branch, branch_key):
-            return branch if key is None else drop_path(branch, num_tokens, rate, branch_key)
+    def __call__(
+        self,
+        x,
+        mask,
+        num_tokens: int,
+        execution: Execution,
+        rate=None,
+        key=None,
+        kept: int | None = None,
+    ):
+        """[batch * tokens, width] to the same.
 
+        Args:
+            rate: of Bernoulli stochastic depth.
+            key: of stochastic depth; None drops nothing.
+            kept: with it, branches are computed for so many samples of each shard only.
+        """
         keys = (None, None) if key is None else jax.random.split(key)
-        mixed = self.attention(self.norm1(x), mask, num_tokens, execution)
-        x = execution.place(x + residual(mixed, keys[0]), "tokens")
-        x = x + residual(self.mlp(self.norm2(x), execution), keys[1])
-        return execution.place(x, "tokens")
+
+        def add(x, branch, branch_key):
+            if branch_key is None:
+                return x + branch(x)
+            if kept is not None:
+                return add_to_subset(x, branch, num_tokens, kept, branch_key, execution)
+            return x + drop_path(branch(x), num_tokens, rate, branch_key)
+
+        def attend(x):
+            return self.attention(self.norm1(x), mask, num_tokens, execution)
+
+        def transform(x):
+            return self.mlp(self.norm2(x), execution)
+
+        x = execution.place(add(x, attend, keys[0]), "tokens")
+        return execution.place(add(x, transform, keys[1]), "tokens")
 
 
 def make_layers(depth: int, make: Callable[[], Layer]) -> nnx.Dict:
     """Layers under string keys "00", "01", ..., which checkpoints keep as they are."""
     return nnx.Dict({f"{i:02d}": make() for i in range(depth)})
-
-
-def drop_path_rates(depth: int, rate: float) -> np.ndarray:
-    """The rate of each layer, growing linearly from 0 to `rate`: float32 [depth]."""
-    return np.linspace(0.0, rate, depth, dtype=np.float32)
 
 
 def run_layers(
@@ -70,6 +84,7 @@ def run_layers(
     execution: Execution,
     *,
     drop_path_rate: float = 0.0,
+    drop_path_mode: str = "bernoulli",
     key=None,
     keep_last: int = 1,
 ) -> list:
@@ -79,6 +94,7 @@ def run_layers(
         x: [batch * tokens, width].
         mask: bool [tokens, tokens] or None.
         drop_path_rate: of the last layer.
+        drop_path_mode: one of `stochastic_depth.MODES`.
         key: of stochastic depth; None, as in evaluation, drops nothing.
         keep_last: how many layers' outputs to return.
 
@@ -91,30 +107,46 @@ def run_layers(
     drops = key is not None and drop_path_rate > 0
     rates = drop_path_rates(len(stack), drop_path_rate)
     keys = jax.random.split(key, len(stack)) if drops else None
+    kept = [None] * len(stack)
+    if drops and drop_path_mode == "subset":
+        in_shard = x.shape[0] // num_tokens // execution.batch_shards
+        kept = subset_sizes(len(stack), drop_path_rate, in_shard)
 
-    def apply(state, x, rate, layer_key):
-        layer = nnx.merge(graph, state)
-        return layer(x, mask, num_tokens, execution, rate, layer_key)
+    def apply_keeping(kept):
+        def apply(state, x, rate, layer_key):
+            layer = nnx.merge(graph, state)
+            return layer(x, mask, num_tokens, execution, rate, layer_key, kept)
 
-    if execution.remat == "full":
-        apply = jax.checkpoint(apply)
-    elif execution.remat == "dots":
-        policy = jax.checkpoint_policies.save_only_these_names(PRODUCT)
-        apply = jax.checkpoint(apply, policy=policy)
+        if execution.remat == "full":
+            return jax.checkpoint(apply)
+        if execution.remat == "dots":
+            policy = jax.checkpoint_policies.save_only_these_names(PRODUCT)
+            return jax.checkpoint(apply, policy=policy)
+        return apply
 
-    if execution.scan_layers:
-        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+    def scan(x, group: slice):
+        """The outputs of neighbouring layers that keep the same number of samples."""
+        apply = apply_keeping(kept[group.start])
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states[group])
 
         def body(x, per_layer):
             x = apply(per_layer["state"], x, per_layer["rate"], per_layer.get("key"))
             return x, (x if keep_last > 1 else None)
 
-        per_layer = {"state": stacked, "rate": rates} | ({"key": keys} if drops else {})
-        x, outputs = jax.lax.scan(body, x, per_layer)
-        return [x] if keep_last == 1 else list(outputs[-keep_last:])
+        per_layer = {"state": stacked, "rate": rates[group]}
+        x, outputs = jax.lax.scan(body, x, per_layer | ({"key": keys[group]} if drops else {}))
+        return [x] if keep_last == 1 else list(outputs)
 
     outputs = []
-    for i, state in enumerate(states):
-        x = apply(state, x, rates[i], keys[i] if drops else None)
-        outputs.append(x)
+    if execution.scan_layers:
+        # A loop has one size of subset, so there are as many loops as sizes.
+        begin = 0
+        for _, same in itertools.groupby(kept):
+            group = slice(begin, begin + len(list(same)))
+            outputs += scan(outputs[-1] if outputs else x, group)
+            begin = group.stop
+    else:
+        for i, state in enumerate(states):
+            x = apply_keeping(kept[i])(state, x, rates[i], keys[i] if drops else None)
+            outputs.append(x)
     return outputs[-keep_last:]

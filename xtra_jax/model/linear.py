@@ -88,6 +88,34 @@ def _add_backward(shared, dy):
 add_shared.defvjp(lambda x, shared: (add_shared(x, shared), shared), _add_backward)
 
 
+@jax.custom_vjp
+def gelu(x):
+    """The exact GELU, x * Phi(x), in x's dtype; computed in float32, or wider.
+
+    By erf and not by erfc as `jax.nn.gelu` has it, which costs CPUs twice as much. Only x is kept
+    for the gradient.
+    """
+    wide = _widened(x)
+    return (wide * _normal_cdf(wide)).astype(x.dtype)
+
+
+def _gelu_backward(x, dy):
+    wide = _widened(x)
+    density = jnp.exp(-0.5 * wide * wide) * (2 * math.pi) ** -0.5
+    return ((dy * (_normal_cdf(wide) + wide * density)).astype(x.dtype),)
+
+
+def _widened(x):
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _normal_cdf(x):
+    return 0.5 + 0.5 * lax.erf(x * 0.5**0.5)
+
+
+gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
+
+
 class Linear(nnx.Module):
     """A linear layer from the last axes of its input to as many new ones as wanted.
 
@@ -138,4 +166,4 @@ class Mlp(nnx.Module):
     def __call__(self, x, execution: Execution = Execution()):
         """[..., width] to [..., out]."""
         hidden = execution.place(self.fc1(x, execution), "hidden")
-        return self.fc2(jax.nn.gelu(hidden, approximate=False), execution)
+        return self.fc2(gelu(hidden), execution)

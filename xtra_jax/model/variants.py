@@ -49,7 +49,11 @@ def _check_heads(room: str, width: int, num_heads: int):
 
 @dataclasses.dataclass(frozen=True)
 class EncoderSpec:
-    """Sizes of an encoder; `drop_path` is the stochastic depth rate of its last layer."""
+    """Sizes of an encoder.
+
+    `drop_path` is the stochastic depth rate of its last layer, and `drop_path_mode` one of
+    `stochastic_depth.MODES`.
+    """
 
     grid: Grid
     width: int
@@ -57,6 +61,7 @@ class EncoderSpec:
     num_heads: int
     mlp_ratio: float = 4.0
     drop_path: float = 0.0
+    drop_path_mode: str = "bernoulli"
 
     def __post_init__(self):
         _check_heads("model", self.width, self.num_heads)

@@ -7,7 +7,9 @@ lies in a TPU's on-chip memory, and the parts of an array that a slice leaves al
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import dataclasses
+import re
+from collections.abc import Iterable, Iterator
 
 from jax.stages import Compiled
 
@@ -24,19 +26,72 @@ _FREE = frozenset(
 )
 _SLICES = ("dynamic-slice", "slice", "gather")
 _VIEWS = ("bitcast", "get-tuple-element")
+_TARGET = re.compile(r'custom_call_target="([^"]*)"')
+
+
+@dataclasses.dataclass(frozen=True)
+class Move:
+    """What one instruction of a program reads and writes.
+
+    Attributes:
+        name: of the instruction, to find it in the program's text.
+        part: "products" for matrix products, of libraries or compiled, with what is fused into
+            them; "attention" for cuDNN's fused attention; "rest" for everything else, which only
+            waits for memory.
+        bytes: each time that it runs.
+        count: how often it runs in one run of the program.
+    """
+
+    name: str
+    part: str
+    bytes: int
+    count: int
 
 
 def memory_traffic(program: Compiled | str | Module) -> int:
     """Bytes that one run of a program reads from and writes to each device's main memory."""
+    return sum(move.bytes * move.count for move in moves(program))
+
+
+def traffic_parts(program: Compiled | str | Module) -> dict[str, int]:
+    """The same bytes by `Move.part`."""
+    parts = {"products": 0, "attention": 0, "rest": 0}
+    for move in moves(program):
+        parts[move.part] += move.bytes * move.count
+    return parts
+
+
+def moves(program: Compiled | str | Module) -> Iterator[Move]:
+    """Every instruction that reads from or writes to main memory."""
     module = module_of(program)
     applied = _applied(module)
-    total = 0
     for name, (count, _) in executions(module).items():
         if name in applied:
             continue
         computation = module.computations[name]
-        total += count * sum(_moved(item, computation, module) for item in computation.values())
-    return total
+        for item in computation.values():
+            if moved := _moved(item, computation, module):
+                yield Move(item.name, _part(item, module), moved, count)
+
+
+def _part(instruction: Instruction, module: Module) -> str:
+    if instruction.opcode == "custom-call":
+        target = _TARGET.search(instruction.attributes)
+        name = target[1].lower() if target else ""
+        if "fmha" in name:
+            return "attention"
+        return "products" if "gemm" in name or "matmul" in name else "rest"
+    return "products" if _multiplies(instruction, module) else "rest"
+
+
+def _multiplies(instruction: Instruction, module: Module) -> bool:
+    if instruction.opcode in ("dot", "convolution"):
+        return True
+    return instruction.opcode.startswith("fusion") and any(
+        _multiplies(inner, module)
+        for called in instruction.called
+        for inner in module.computations[called].values()
+    )
 
 
 def _applied(module: Module) -> frozenset[str]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import re
-import threading
 import time
 from collections.abc import Callable
 
@@ -19,6 +17,7 @@ from xtra_jax.parallel.hlo import Module
 from xtra_jax.parallel.mesh import check_batch, num_batch_shards
 from xtra_jax.parallel.program import Memory, memory, module_of
 from xtra_jax.parallel.topologies import Topology
+from xtra_jax.training.compilation import signs_of_life
 from xtra_jax.training.recipe import make_optimizer, make_schedule
 from xtra_jax.training.train_program import abstract_state, lower_train_step
 
@@ -79,7 +78,8 @@ def compile_step(
     per_chip = config.batch_size // (num_batch_shards(mesh) * config.accumulate)
     facts = dict(batch_size=config.batch_size, per_chip=per_chip)
     begin = time.monotonic()
-    with _signs_of_life(f"compiling for {topology.name}, {per_chip} images per chip", note):
+    doing = f"compiling for {topology.name}, {per_chip} images per chip"
+    with signs_of_life(doing, note, NOTE_EVERY):
         state = abstract_state(config, spec, optimizer, mesh)
         lowered = lower_train_step(config, spec, optimizer, schedule, state, mesh)
         try:
@@ -133,22 +133,3 @@ def refused(message: str, topology: Topology) -> tuple[int | None, int | None]:
         return None, None
     reason = (message.splitlines() or ["no reason given"])[0]
     raise RunFailed(f"the compiler refuses the train step for {topology.name}: {reason}")
-
-
-@contextlib.contextmanager
-def _signs_of_life(doing: str, note: Callable[[str], None]):
-    done = threading.Event()
-    begin = time.monotonic()
-
-    def run() -> None:
-        note(f"{doing} ...")
-        while not done.wait(NOTE_EVERY):
-            note(f"{doing} ... {time.monotonic() - begin:.0f} s")
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()

@@ -44,18 +44,23 @@ def num_examples(config: ConfigDict, given: int | None) -> int:
     return known or config.batch_size
 
 
-def step_flops(config: ConfigDict, spec: XTRASpec) -> dict[str, int]:
+def step_flops(config: ConfigDict, spec: XTRASpec, shard_size: int = 0) -> dict[str, int]:
     """Floating-point operations of an optimizer step over all chips.
+
+    Args:
+        shard_size: images that a chip, or a group along mesh.tensor, has at a time; see
+            `flops.computed_layers`.
 
     Returns:
         "useful", the model's own, nothing twice; "recomputed", what model.remat computes again;
         and the two together by the dtype of the matrix products, "bfloat16" and "float32".
     """
-    forward = forward_flops(spec, drop_last_block=config.model.drop_last_block)
+    how = dict(drop_last_block=config.model.drop_last_block, shard_size=shard_size)
+    forward = forward_flops(spec, **how)
     again = recomputed_flops(spec, forward, config.model.remat)
     images = config.batch_size
     flops = {
-        "useful": images * train_flops(spec, drop_last_block=config.model.drop_last_block),
+        "useful": images * train_flops(spec, **how),
         "recomputed": images * sum(again.values()),
         "bfloat16": 0,
         "float32": 0,

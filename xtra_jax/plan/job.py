@@ -79,7 +79,7 @@ def plan(
 def described(config: ConfigDict, topology: Topology, mesh, attempt: Attempt) -> dict:
     """One compiled or refused train step, as numbers by name."""
     module, chip = attempt.module, topology.accelerator
-    flops = step_flops(config, model_spec(config))
+    flops = step_flops(config, model_spec(config), attempt.per_chip)
     between = None if module is None else collectives(module)
     traffic = None if module is None else memory_traffic(module)
     time_ = step_time(flops, traffic, between, chip, topology.num_chips)

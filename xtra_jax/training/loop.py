@@ -18,6 +18,7 @@ import numpy as np
 from xtra_jax.data.bad_images import BadImageLimit
 from xtra_jax.errors import RunFailed
 from xtra_jax.training.checkpoint import Checkpointer
+from xtra_jax.training.profile import StepProfile
 from xtra_jax.training.progress import Progress
 from xtra_jax.training.step import TrainState
 from xtra_jax.training.stopping import Stop
@@ -45,6 +46,7 @@ _AHEAD = 2
 # The update's norm tells of parameters that have just left the range of float32, before a
 # checkpoint can hold them and before a loss shows it.
 _MUST_BE_FINITE = ("loss", "grad_norm", "update_norm")
+_SHOWN = ("loss", "images_per_s", "compute", "input_wait", "host")
 
 
 @dataclasses.dataclass
@@ -67,7 +69,7 @@ class Meter:
         self._pending: list[tuple[int, dict]] = []
         self._checked: list[dict] = []
         self._bad_images = 0
-        self._waited = 0.0
+        self._waited = self._computed = 0.0
         self._since = time.monotonic()
 
     def wait_for(self, batches: Iterator[dict]) -> dict:
@@ -81,7 +83,12 @@ class Meter:
         """Takes a step's metrics, as arrays that may still be being computed."""
         self._pending.append((step, metrics))
         if len(self._pending) > _AHEAD:
-            jax.block_until_ready(self._pending[-1 - _AHEAD][1])
+            self._wait_for_devices(self._pending[-1 - _AHEAD][1])
+
+    def _wait_for_devices(self, results) -> None:
+        begin = time.monotonic()
+        jax.block_until_ready(results)
+        self._computed += time.monotonic() - begin
 
     def check(self) -> None:
         """Fetches what was added.
@@ -90,6 +97,7 @@ class Meter:
             RunFailed: a loss, gradient or update is not finite, naming it and the first such step;
                 or too many images are broken.
         """
+        self._wait_for_devices(self._pending)
         for step, metrics in jax.device_get(self._pending):
             if self.bad_images is not None:
                 self.bad_images.add(step, round(float(metrics["images"])))
@@ -105,10 +113,14 @@ class Meter:
     def report(self) -> dict[str, float]:
         """Means over the images since the last report, and how fast they were trained on.
 
+        Three shares of the time add up to 1: `compute`, in which the host had nothing to do but
+        wait for the devices; `input_wait`, for a batch; and `host`, all the rest: dispatching
+        steps, logging, saving. Devices work on while the host does the other two.
+
         `bad_images` counts what was broken in the batches since this process started.
         """
         self.check()
-        seconds = max(time.monotonic() - self._since, 1e-9)
+        seconds = self.seconds
         steps = len(self._checked)
         valid = [float(metrics["images"]) for metrics in self._checked]
         weights = valid if any(valid) else None
@@ -123,14 +135,21 @@ class Meter:
             "lr": float(self._checked[-1]["lr"]),
             "images_per_s": rate,
             "step_ms": 1000 * seconds / steps,
+            "compute": self._computed / seconds,
             "input_wait": self._waited / seconds,
+            "host": max(seconds - self._computed - self._waited, 0.0) / seconds,
             "bad_images": self._bad_images,
         }
         if self.peak_flops:
             report["mfu"] = rate * self.flops_per_image / self.peak_flops
-        self._checked, self._waited = [], 0.0
+        self._checked, self._waited, self._computed = [], 0.0, 0.0
         self._since = time.monotonic()
         return report
+
+    @property
+    def seconds(self) -> float:
+        """Since the last report."""
+        return max(time.monotonic() - self._since, 1e-9)
 
     def pause(self, seconds: float) -> None:
         """Leaves time out of the rates: evaluation is not training."""
@@ -151,6 +170,7 @@ def train(
     writer: MetricWriter,
     progress: Progress,
     stop: Stop,
+    profile: StepProfile | None = None,
     log_every: int,
 ) -> tuple[TrainState, int]:
     """Trains from `first_step` to `steps`.
@@ -161,6 +181,7 @@ def train(
         evaluations: by name; their metrics are logged under "name/", and their time is left out of
             the training's rates.
         stop: may end the run early, with a save at that step and without an evaluation.
+        profile: what traces some of the steps; none by default.
 
     Returns:
         The state, and the step it stopped at: `steps`, or less where it was told to stop.
@@ -168,13 +189,14 @@ def train(
     Raises:
         RunFailed: loss, gradients or updates are no longer finite. No checkpoint holds them.
     """
+    profile = profile or StepProfile()
     for step in range(first_step, steps + 1):
         last = step == steps
         stopped = stop.reached(step) and not last
         due = {name: each for name, each in evaluations.items() if last or each.due(step)}
         if step > first_step and due and not stopped:
-            begin = time.monotonic()
             meter.check()
+            begin = time.monotonic()
             for name, (_, measure) in due.items():
                 metrics = {f"{name}/{key}": v for key, v in measure(state.params).items()}
                 if metrics:
@@ -190,14 +212,21 @@ def train(
         if last or stopped:
             break
         batch = meter.wait_for(batches)
-        state, metrics = train_step(state, batch)
+        with profile.step(step + 1):
+            state, metrics = train_step(state, batch)
         meter.add(step + 1, metrics)
+        if profile.ends_with(step + 1):
+            meter.check()
+            begin = time.monotonic()
+            profile.close(step + 1)
+            meter.pause(time.monotonic() - begin)
         if step == first_step:
             meter.check()  # what is wrong from the start should show at once
+            progress.note(f"first step in {meter.seconds:.1f} s")
         if (step + 1) % log_every == 0 or step + 1 == steps:
             report = meter.report()
             writer.write(step + 1, report)
-            shown = {name: report[name] for name in ("loss", "images_per_s", "input_wait")}
+            shown = {name: report[name] for name in _SHOWN}
             progress.update(step + 1, **shown)
     checkpointer.wait()
     return state, step

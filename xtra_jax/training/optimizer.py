@@ -47,6 +47,7 @@ def adamw(
     eps: float,
     weight_decay: float,
     clip_norm: float,
+    mu_dtype: str = "float32",
 ) -> optax.GradientTransformation:
     """Clipping, Adam, decoupled weight decay and the learning rate, in this order.
 
@@ -55,8 +56,8 @@ def adamw(
         p <- p - lr * (m / (sqrt(v) + eps) + weight_decay * p)
 
     where the last term is present only for parameters that `decays` selects. The moments have
-    the parameters' shapes and are float32 for float32 parameters; the step counters stop at
-    the largest int32 instead of overflowing.
+    the parameters' shapes and are float32 for float32 parameters, the first one if `mu_dtype` says
+    so; the step counters stop at the largest int32 instead of overflowing.
 
     Args:
         schedule: learning rate as a function of the number of updates made, from 0.
@@ -65,6 +66,8 @@ def adamw(
         eps: added to the root of the second moment.
         weight_decay: per unit of learning rate; 0 turns it off.
         clip_norm: largest global gradient norm let through unscaled; 0 turns clipping off.
+        mu_dtype: in which the first moment is kept between steps, and decays; what is added to it,
+            and the update made of the two, are float32.
     """
 
     def decayed(params):
@@ -73,7 +76,7 @@ def adamw(
     return optax.chain(
         # The identity keeps the optimizer state's layout the same with and without clipping.
         clip_by_global_norm(clip_norm) if clip_norm > 0 else optax.identity(),
-        optax.scale_by_adam(beta1, beta2, eps, mu_dtype=jnp.float32),
+        optax.scale_by_adam(beta1, beta2, eps, mu_dtype=jnp.dtype(mu_dtype)),
         optax.add_decayed_weights(weight_decay, mask=decayed),
         optax.scale_by_learning_rate(schedule),
     )

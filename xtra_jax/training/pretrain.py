@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import time
 from collections.abc import Callable, Iterator, Mapping
 
 import jax
 from clu import parameter_overview
 from ml_collections import ConfigDict
 
-from xtra_jax.config import config_diff, from_dict, model_spec, total_steps
+from xtra_jax.config import model_spec, total_steps
 from xtra_jax.data.bad_images import BadImageLimit, BadImages
 from xtra_jax.data.pipeline import eval_batches, train_batches
 from xtra_jax.data.sources import Source
@@ -37,7 +36,9 @@ from xtra_jax.training.checkpoint import (
     restore_params,
     write_config,
 )
+from xtra_jax.training.compilation import compilation_cache_at, compile_with_notes
 from xtra_jax.training.loop import Evaluation, Meter, train
+from xtra_jax.training.profile import StepProfile
 from xtra_jax.training.progress import Progress
 from xtra_jax.training.recipe import (
     evaluation_transform,
@@ -50,26 +51,11 @@ from xtra_jax.training.recipe import (
     orders_of,
     training_transform,
 )
+from xtra_jax.training.same_run import check_same_data, check_same_run, data_position
 from xtra_jax.training.step import TrainState, init_state, make_eval_step
 from xtra_jax.training.stopping import Stop
 from xtra_jax.training.telemetry import MetricWriter
 from xtra_jax.training.train_program import abstract_state, lower_train_step
-
-# What decides which examples a step sees and what the model is: a run can't change it midway.
-_FIXED = (
-    "seed",
-    "batch_size",
-    "model.",
-    "predictor.",
-    "head.",
-    "loss.",
-    "data.dataset",
-    "data.train_split",
-    "data.mixture",
-    "data.subset",
-)
-# How the same numbers are computed may change.
-_FREE = ("model.attention", "model.scan_layers", "model.remat", "model.drop_last_block")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,11 +121,19 @@ def pretrain(
     steps = total_steps(config, len(source))
     schedule = make_schedule(config, steps)
     optimizer = make_optimizer(config, schedule)
+    if config.profile_at >= steps:
+        raise UserError(f"profile_at={config.profile_at} is not below the {steps} steps of the run")
+    flops = train_flops(
+        spec,
+        drop_last_block=config.model.drop_last_block,
+        shard_size=shard_size(config, mesh),
+    )
     main = jax.process_index() == 0
     progress = progress or Progress(steps, active=main)
     stop = stop or Stop()
     with (
         progress,
+        compilation_cache_at(config.compilation_cache, progress.note) as keep_compiled,
         Checkpointer(
             checkpoint_directory(workdir),
             save_every=config.save_every,
@@ -158,9 +152,10 @@ def pretrain(
 
         if main:
             write_config(workdir, config.to_dict())
-        begin = time.monotonic()
-        train_step = lower_train_step(config, spec, optimizer, schedule, state, mesh).compile()
-        progress.note(f"compiled the train step in {time.monotonic() - begin:.0f} s")
+        lowered = lower_train_step(config, spec, optimizer, schedule, state, mesh)
+        train_step = compile_with_notes(lowered, "the train step", progress.note)
+        if kept := keep_compiled():
+            progress.note(f"kept it for the next start in {kept}")
         validation: dict[str, float] = {}
 
         def validate(params) -> dict[str, float]:
@@ -175,6 +170,7 @@ def pretrain(
                 )
             ) as batches,
             MetricWriter(workdir, step=step, active=main) as writer,
+            StepProfile(workdir, config.profile_at, progress.note, active=main) as profile,
         ):
             state, step = train(
                 state,
@@ -190,7 +186,7 @@ def pretrain(
                 evaluations={"validation": Evaluation(config.eval_every, validate), **measured},
                 meter=Meter(
                     config.batch_size,
-                    train_flops(spec, drop_last_block=config.model.drop_last_block),
+                    flops,
                     total_peak_flops(mesh),
                     BadImageLimit.of(
                         source, config.batch_size, config.data.bad_fraction, bad_images
@@ -199,6 +195,7 @@ def pretrain(
                 writer=writer,
                 progress=progress,
                 stop=stop,
+                profile=profile,
                 log_every=config.log_every,
             )
     return Outcome(state, step, validation, stop.reason if step < steps else "")
@@ -220,19 +217,7 @@ def start(
     changes = check_same_run(config, checkpointer.read_config(), checkpointer.directory.parent)
     state, position, _ = checkpointer.restore(targets)
     now = data_position(config, int(state.step), source)
-    workdir = checkpointer.directory.parent
-    if position["examples"] != now["examples"]:
-        raise UserError(
-            f"the run in {workdir} trains on {position['examples']} images, and "
-            f"{config.data.dataset} now holds {now['examples']}: the order of its examples would "
-            "change, so restore the data set or give another --workdir"
-        )
-    if position.get("records", now["records"]) != now["records"]:
-        raise UserError(
-            f"the images of {config.data.dataset} that the run in {workdir} trains on, or their "
-            "order, are no longer the same: restore the data set and the list of a subset, or give "
-            "another --workdir"
-        )
+    check_same_data(config, position, now, checkpointer.directory.parent)
     changed = f", with {'; '.join(changes)}" if changes else ""
     progress.note(f"continuing from step {int(state.step)} of {checkpointer.directory}{changed}")
     return state
@@ -259,28 +244,6 @@ def check_attention(config: ConfigDict, mesh) -> None:
         raise UserError(
             f"model.attention=cudnn needs NVIDIA GPUs, and these devices are {platform}: use xla"
         )
-
-
-def check_same_run(config: ConfigDict, saved: dict, workdir) -> list[str]:
-    """UserError where the config would train another model, or on other batches, than the run.
-
-    Returns:
-        The other differences, in words.
-    """
-    changes = []
-    for key, (theirs, ours) in config_diff(from_dict(saved), config).items():
-        folder = key == "data.data_dir" and config.data.dataset == "folder"
-        fixed = folder or (key.startswith(_FIXED) and key not in _FREE)
-        # A key that did not exist when the run began, and doesn't change what it does.
-        if theirs is None and not (fixed and ours):
-            continue
-        if fixed:
-            raise UserError(
-                f"{workdir} holds a run with {key}={theirs}, and the config now says {ours}: give "
-                "another --workdir, or the config that the run began with"
-            )
-        changes.append(f"{key} {theirs} -> {ours}")
-    return changes
 
 
 def training_batches(
@@ -366,14 +329,9 @@ def make_evaluation(config: ConfigDict, spec: XTRASpec, mesh):
     return evaluate
 
 
-def data_position(config: ConfigDict, step: int, source: Source) -> dict[str, int | str]:
-    """Where the data stream stands after a step: what fixes its order, and its next sample."""
-    return {
-        "examples": len(source),
-        "records": source.digest(),
-        "seed": config.seed,
-        "next_sample": step * config.batch_size,
-    }
+def shard_size(config: ConfigDict, mesh) -> int:
+    """Images that a device, or a group of them along mesh.tensor, computes on at a time."""
+    return config.batch_size // (config.accumulate * num_batch_shards(mesh))
 
 
 def total_peak_flops(mesh) -> float | None:

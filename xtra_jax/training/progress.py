@@ -14,7 +14,7 @@ _WINDOW = 20  # updates over which the time per step is averaged
 
 
 class Progress:
-    """Prints the step, loss, images per second, time left and share of time spent on input.
+    """Prints the step, loss, images per second, time left and where the time goes.
 
     On a terminal every update replaces the line before it, and fields that do not fit the
     width are left out, the last ones first. Elsewhere every update is a line.
@@ -48,7 +48,9 @@ class Progress:
         *,
         loss: float | None = None,
         images_per_s: float | None = None,
+        compute: float | None = None,
         input_wait: float | None = None,
+        host: float | None = None,
     ) -> None:
         """Shows where the run is.
 
@@ -59,7 +61,8 @@ class Progress:
             step: number of steps taken.
             loss: the training loss.
             images_per_s: over all devices.
-            input_wait: share of the time spent waiting for input, in [0, 1].
+            compute, input_wait, host: shares of the time, in [0, 1], that the host spent waiting
+                for the devices, waiting for input, and on its own work.
         """
         self._seen.append((self._clock(), step))
         fields = [f"step {step}/{self._total}"]
@@ -68,8 +71,8 @@ class Progress:
         if images_per_s is not None:
             fields.append(f"{images_per_s:,.{0 if images_per_s >= 100 else 1}f} images/s")
         fields.append(f"{self._time_left()} left")
-        if input_wait is not None:
-            fields.append(f"input wait {input_wait:.0%}")
+        shares = {"compute": compute, "input wait": input_wait, "host": host}
+        fields += [f"{name} {share:.0%}" for name, share in shares.items() if share is not None]
         if not self._live:
             self._print("  ".join(fields) + "\n")
             return

@@ -1,4 +1,4 @@
-"""Silences what Orbax and TensorStore say that nobody can act on.
+"""Keeps other libraries from saying what nobody can act on, and from loading what nobody needs.
 
 Orbax tells its progress in several lines per save. When a write fails, the failure reaches us as
 one exception, and `xtra_jax.training.checkpoint` tells it in one sentence; but every thread and
@@ -7,10 +7,12 @@ every array still in flight reports it too, in hundreds of tracebacks, through f
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
 import warnings
+from collections.abc import Iterator
 
 from xtra_jax.training.storage import tensorstore_reason
 
@@ -40,3 +42,16 @@ def _not_from_orbax(record: logging.LogRecord) -> bool:
 def _not_a_failed_write(record: logging.LogRecord) -> bool:
     error = record.exc_info[1] if record.exc_info else None
     return error is None or tensorstore_reason(str(error)) is None
+
+
+@contextlib.contextmanager
+def without_module(name: str) -> Iterator[None]:
+    """What is imported meanwhile finds no such module, unless it is in memory already."""
+    absent = name not in sys.modules
+    if absent:
+        sys.modules[name] = None
+    try:
+        yield
+    finally:
+        if absent:
+            del sys.modules[name]

@@ -13,6 +13,7 @@ from xtra_jax.data.transforms import DeviceResizeTransform, EvalTransform, Pretr
 from xtra_jax.model.execution import Execution
 from xtra_jax.model.orders import pseudo_random_orders
 from xtra_jax.model.variants import XTRASpec
+from xtra_jax.parallel.mesh import num_batch_shards
 from xtra_jax.parallel.sharding import activation_placement
 from xtra_jax.training.optimizer import adamw
 from xtra_jax.training.schedule import warmup_cosine
@@ -81,6 +82,7 @@ def execution_of(config: ConfigDict, mesh: Mesh) -> Execution:
         model.remat,
         config.optim.reduce_dtype,
         activation_placement(mesh),
+        num_batch_shards(mesh),
     )
 
 
@@ -121,4 +123,5 @@ def make_optimizer(config: ConfigDict, schedule):
         eps=optim.eps,
         weight_decay=optim.weight_decay,
         clip_norm=optim.clip_norm,
+        mu_dtype=optim.mu_dtype,
     )

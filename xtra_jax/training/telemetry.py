@@ -11,12 +11,15 @@ from collections.abc import Mapping
 from typing import SupportsFloat
 
 from etils import epath
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.summary_pb2 import Summary
-from tensorboardX.record_writer import directory_check
 
+from xtra_jax.training.quiet import without_module
 from xtra_jax.training.storage import absolute, explained, is_local, write_text
+
+with without_module("torch"):  # which tensorboardX would load wherever it is installed
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+    from tensorboardX.proto.summary_pb2 import Summary
+    from tensorboardX.record_writer import directory_check
 
 _FLUSH_SECONDS = 20.0  # for event files, and for everything remote: a flush uploads whole files
 

@@ -1,0 +1,219 @@
+"""Puts the questions to a GPU, each case in a process of its own, for so many minutes.
+
+    python -m benchmarks.gpu FOLDER [--minutes 9.5]
+
+Results are lines of FOLDER/results.jsonl, written as they come; FOLDER/log.txt has what the cases
+said. A further call goes on where the last one stopped: what is there is not measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import fnmatch
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from benchmarks import gpu_table
+from benchmarks.gpu_questions import REAL, TOY, Case, questions
+
+RESULTS, LOG = "results.jsonl", "log.txt"
+CHILD = (sys.executable, "-m", "benchmarks.gpu_case")
+LONGEST_LOG = 8 * 2**20  # bytes after which cases' output is dropped
+GRACE = 5.0  # seconds between asking a case to end and ending it
+
+
+class Results:
+    """The lines of a folder's results: read, mended where a call was killed, and added to."""
+
+    def __init__(self, folder: Path, device: str):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / RESULTS
+        self.device = device
+        self.lines = read(self.path)
+        part = self.path.with_suffix(".part")
+        part.write_text("".join(json.dumps(line) + "\n" for line in self.lines))
+        part.replace(self.path)
+
+    @property
+    def known(self) -> dict[str, dict]:
+        """What was measured on this device, by case."""
+        return {line["case"]: line for line in self.lines if line["machine"] == self.device}
+
+    def add(self, case: Case, result: dict) -> None:
+        line = {"case": case.name, "machine": self.device, **dataclasses.asdict(case), **result}
+        self.lines.append(line)
+        with self.path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def read(path: Path) -> list[dict]:
+    """The results of a file, without a last line that was cut off."""
+    lines = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        with contextlib.suppress(json.JSONDecodeError):
+            lines.append(json.loads(line))
+    return lines
+
+
+def device_name(platform: str) -> str:
+    """The GPU's name by the driver, which asks for nothing of the GPU itself."""
+    if platform == "cpu":
+        return "cpu"
+    command = [
+        "nvidia-smi",
+        "--query-gpu=name,memory.total,driver_version",
+        "--format=csv,noheader",
+    ]
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, timeout=30).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        said = ""
+    return said.splitlines()[0].strip() if said.strip() else "a GPU that nvidia-smi does not name"
+
+
+def environment(args: argparse.Namespace, case: Case) -> dict[str, str]:
+    """What a case runs under: the flags that it asks about, and a cache of compiled programs."""
+    env = dict(os.environ)
+    root = str(Path(__file__).resolve().parent.parent)
+    env["PYTHONPATH"] = os.pathsep.join(filter(None, [root, env.get("PYTHONPATH", "")]))
+    flags = [env.get("XLA_FLAGS", ""), case.flags]
+    if args.platform == "cpu":
+        env |= {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "-1"}
+        flags = [env.get("XLA_FLAGS", ""), "--xla_backend_optimization_level=0"]  # to try it only
+    else:
+        env.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.92")
+        # Kernels' timings too: variants then differ by what they are, not by what autotuning drew.
+        env.setdefault("JAX_COMPILATION_CACHE_DIR", f"{tempfile.gettempdir()}/xtra_gpu_cache")
+        env.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "1")
+    env["XLA_FLAGS"] = " ".join(filter(None, flags))
+    return env
+
+
+def run_case(case: Case, folder: Path, args: argparse.Namespace, seconds: float) -> dict | None:
+    """Runs one case.
+
+    Args:
+        seconds: left of the call.
+
+    Returns:
+        What it measured, or "error" and why; None where the call's own time ended it.
+    """
+    out = folder / "case.json"
+    out.unlink(missing_ok=True)
+    log = folder / LOG
+    limit = args.limit or case.limit
+    with log.open("ab") as file:
+        file.write(f"== {case.name}\n".encode())
+        file.flush()
+        start = file.tell() if log.stat().st_size < LONGEST_LOG else None
+        child = subprocess.Popen(
+            [*CHILD, json.dumps(dataclasses.asdict(case)), str(out)],
+            stdout=file if start is not None else subprocess.DEVNULL,
+            stderr=subprocess.STDOUT if start is not None else subprocess.DEVNULL,
+            env=environment(args, case),
+            process_group=0,
+        )
+        begin = time.monotonic()
+        try:
+            code = child.wait(min(limit, seconds))
+        except subprocess.TimeoutExpired:
+            if seconds < limit:
+                return None
+            return {"error": f"not done after {limit:g} seconds"}
+        finally:
+            _end(child)
+    took = {"took_seconds": round(time.monotonic() - begin, 1)}
+    if code == 0 and out.exists():
+        result = json.loads(out.read_text())
+        out.unlink()
+        return result | took
+    said = b"" if start is None else log.read_bytes()[start:]
+    return {"error": _reason(code, said.decode(errors="replace")), **took}
+
+
+def _end(child: subprocess.Popen) -> None:
+    """Ends a case and whatever it started: nothing may hold the device when the next one begins."""
+    for number, patience in ((signal.SIGTERM, GRACE), (signal.SIGKILL, None)):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(child.pid, number)
+        try:
+            child.wait(patience)
+            if number == signal.SIGKILL:
+                return
+        except subprocess.TimeoutExpired:
+            continue
+
+
+def _reason(code: int, said: str) -> str:
+    """The line of a case's output that says why it failed."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    for line in reversed(lines):
+        if "RESOURCE_EXHAUSTED" in line or "out of memory" in line.lower():
+            return f"out of memory: {line[:300]}"
+    last = next((line for line in reversed(lines) if "Error" in line), lines[-1] if lines else "")
+    return f"exit code {code}: {last[:300]}"
+
+
+def next_case(
+    args: argparse.Namespace, results: Results, skipped: set[str], seconds: float
+) -> Case | None:
+    """The first case in order that is not answered and can be done in the time that is left."""
+    known = results.known
+    for case in questions(known, TOY if args.tiny else REAL):
+        wanted = not args.only or any(fnmatch.fnmatch(case.name, one) for one in args.only)
+        needs = min(case.needs, args.limit or case.needs)
+        if wanted and case.name not in known and case.name not in skipped and needs <= seconds:
+            return case
+    return None
+
+
+def measure(args: argparse.Namespace) -> Iterator[tuple[Case, dict | None]]:
+    """Runs cases until there are none, or no time for one; yields each with its result."""
+    end = time.monotonic() + 60 * args.minutes
+    results = Results(args.folder, device_name(args.platform))
+    cut: set[str] = set()
+    while case := next_case(args, results, cut, end - time.monotonic()):
+        result = run_case(case, args.folder, args, end - time.monotonic())
+        if result is None:
+            cut.add(case.name)
+        else:
+            results.add(case, result)
+        yield case, result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("folder", type=Path, help="for the results")
+    parser.add_argument("--minutes", type=float, default=9.5, help="of the whole call (9.5)")
+    parser.add_argument("--only", nargs="+", help="patterns of cases' names, to run no others")
+    parser.add_argument("--limit", type=float, help="seconds per case, instead of its own")
+    parser.add_argument("--platform", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--tiny", action="store_true", help="a toy, to try the benchmark with")
+    args = parser.parse_args()
+    begin = time.monotonic()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        for case, result in measure(args):
+            said = "cut off: no time left" if result is None else gpu_table.line(result)
+            print(f"[{time.monotonic() - begin:4.0f} s] {case.name}: {said}", flush=True)
+    finally:
+        summary = gpu_table.table(read(args.folder / RESULTS))
+        (args.folder / "summary.md").write_text(summary)
+        print(summary)
+
+
+if __name__ == "__main__":
+    main()
