@@ -47,7 +47,7 @@ def _probe():
         num_queries=1,  # attentive: learned queries; their outputs are averaged
         num_heads=16,  # attentive: attention heads
         # Heads of one kind and the same features that are computed at once, 0 for all of them:
-        # fewer take less memory and more time, and change nothing else.
+        # fewer bound the memory that grows with the batch, take more time, and change nothing else.
         heads_at_once=0,
     )
 
