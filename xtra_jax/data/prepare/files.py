@@ -46,26 +46,27 @@ def put(path: epath.Path, data: bytes) -> None:
 
 
 @contextlib.contextmanager
-def locked(folder: epath.Path) -> Iterator[None]:
-    """Keeps a second command out of a local folder; the lock ends with the process.
+def locked(lock: epath.Path, busy: str) -> Iterator[None]:
+    """Keeps a second command out by a local file, made if need be; the lock ends with the process.
+
+    Args:
+        busy: what to say where another command holds it.
 
     Raises:
-        UserError: another command holds it.
+        UserError: another command does.
     """
     try:
         import fcntl
     except ImportError:  # Windows
         fcntl = None
-    if fcntl is None or not is_local(folder):
+    if fcntl is None or not is_local(lock):
         yield
         return
-    with open(folder / "lock", "w") as file:
+    with open(lock, "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise UserError(
-                f"{folder.parent} is being prepared by another command already: let it finish"
-            ) from error
+            raise UserError(busy) from error
         except OSError:  # a file system without locks
             pass
         yield

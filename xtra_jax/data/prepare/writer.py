@@ -104,7 +104,8 @@ def write(
     unfinished = directory / UNFINISHED
     with explained(directory):
         make_folder(unfinished)
-        with locked(unfinished):
+        busy = f"{directory} is being prepared by another command already: let it finish"
+        with locked(unfinished / "lock", busy):
             _begin(plan, unfinished, max_side)
             written = _finished(directory, tasks)
             known = sum((expected or plan.images).values())
