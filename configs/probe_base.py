@@ -13,7 +13,9 @@ def get_config() -> config_dict.ConfigDict:
         # Or nothing to train: few_shot or knn, of the mean token of probe.linear_layers.
         kind="attentive",
         checkpoint="",  # workdir or checkpoint of the encoder
-        batch_size=4096,  # images per optimizer step, over all devices
+        # Images per optimizer step, over all devices. The encoder sees a device's share at once,
+        # unless features are kept: where memory is short for that, take more devices.
+        batch_size=4096,
         epochs=100.0,  # length in passes over the training set, or 0 and ...
         steps=0,  # ... its length in optimizer steps: exactly one of the two is above 0
         # The rates at which the optimizer really peaks; see configs/probe.py.
@@ -93,6 +95,9 @@ def _data():
 def _cache():
     """Features that come out the same in every pass, and are computed only once."""
     return dict(
-        max_gib=8.0,  # how large those of one split may be together, or they aren't kept; 0: none
-        dir="",  # the folder to keep them in; "" is features, in that of the results
+        # How large those of each split of each data set may be, or they aren't kept; 0: none are.
+        max_gib=8.0,
+        # The folder to keep them in; "" is features, in the working directory of the encoder's run
+        # or else in the folder of the results. It is never emptied, and may be removed at any time.
+        dir="",
     )

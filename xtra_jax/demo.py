@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from etils import epath
 from ml_collections import ConfigDict
 
 from xtra_jax.config import load, model_spec
@@ -55,7 +56,7 @@ def demo(config: ConfigDict, workdir: str) -> str:
     for name, params in encoders.items():
         print(f"probing the {name} encoder", flush=True)
         encoder = Encoder.of(params, config, f"{run.name} ({name})")
-        folder = absolute(run) / "probes" / f"digits_{name}"
+        folder = probe_folder(run, name, trained.step)
         histories = probe_encoder(probe_config, encoder, folder).results.histories
         accuracy[name] = {
             kind: best_head(histories, kind).test.accuracy for kind in ("linear", "attentive")
@@ -81,6 +82,17 @@ def probe_config_of(config: ConfigDict) -> ConfigDict:
     depth = model_spec(config).encoder.depth
     probe.probe.attentive_layers = tuple(min(n, depth) for n in probe.probe.attentive_layers)
     return probe
+
+
+def probe_folder(run: Path, name: str, step: int) -> epath.Path:
+    """Where the demo probes an encoder: each step of the pretrained one has a folder of its own.
+
+    Args:
+        name: pretrained or untrained.
+        step: how long the pretraining took.
+    """
+    after = f"_{step}" if name == "pretrained" else ""
+    return absolute(run) / "probes" / f"digits_{name}{after}"
 
 
 def pixel_baselines(config: ConfigDict) -> dict[str, float]:

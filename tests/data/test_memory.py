@@ -15,7 +15,7 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 
 from tests.data.small_sets import noise, prepare, shard_files
 from xtra_jax.data.folder import Names
-from xtra_jax.data.pipeline import _order
+from xtra_jax.data.pipeline import sample_order
 from xtra_jax.data.shared_memory import Shared
 from xtra_jax.data.sources import TfdsSource, open_source
 
@@ -61,7 +61,7 @@ def test_the_order_of_13_million_records_is_no_table(tmp_path):
     with_as_many_records(tmp_path, IMAGENET_21K // 64 * 64)
     source = TfdsSource(str(tmp_path / "small" / "1.0.0"), "train", check=False)
     assert len(source) > 13_000_000
-    order = _order(source, 0)
+    order = sample_order(source, 0)
     drawn = {int(order[i]) for i in range(10_000)}
     assert len(drawn) == 10_000 and max(drawn) > 12_000_000
     assert len(pickle.dumps((source, order))) < 10_000

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
-from xtra_jax.probing.results import Evaluation, History, Provenance, Results
+from xtra_jax.probing.results import Evaluation, History, Provenance, Results, write_results
 from xtra_jax.probing.sweep import Setting
 
 RATES = (1e-4, 1e-3, 1e-2)
@@ -55,17 +59,34 @@ def make_results(
     split: str = "test",
     variant: str = "base",
     unreadable: int = 0,
+    data: Mapping[str, Any] | None = None,
+    model: Mapping[str, Any] | None = None,
 ) -> Results:
-    """A study of a set; the heads of `make_histories` by default."""
+    """A study of a set; the heads of `make_histories` by default.
+
+    Args:
+        data, model: what else the configs of the study and of the encoder say.
+    """
     provenance = Provenance(
         checkpoint="demo, step 450",
         checkpoint_hash="0123456789abcdef" * 4,
         config={
             "name": f"probe_{dataset}",
             "rates": RATES,
-            "data": {"dataset": dataset, "eval_dataset": "", "eval_split": split},
+            "data": {
+                "dataset": dataset,
+                "train_split": "train",
+                "subset": "",
+                "eval_dataset": "",
+                "eval_split": split,
+                "image_size": 256,
+                **(data or {}),
+            },
         },
-        pretraining={"name": "demo", "model": {"variant": variant, "patch_size": 16}},
+        pretraining={
+            "name": "demo",
+            "model": {"variant": variant, "patch_size": 16, **(model or {})},
+        },
         select=select,
         unreadable=unreadable,
         seconds=12.5,
@@ -80,3 +101,14 @@ def make_histories(**changes) -> list[History]:
         *(make_history(r, n - 5, n, **attentive) for r, n in zip(RATES, (80, 91, 87), strict=True)),
         *(make_history(r, n - 5, n, **changes) for r, n in zip(RATES, (60, 71, 79), strict=True)),
     ]
+
+
+def write_study(folder: Path, config: ConfigDict, encoder: str) -> None:
+    """Writes a folder as if the probe of a config were complete.
+
+    Args:
+        encoder: SHA-256 of its encoder.
+    """
+    histories, provenance = make_results(config.data.dataset)
+    provenance = dataclasses.replace(provenance, config=config.to_dict(), checkpoint_hash=encoder)
+    write_results(folder, histories, provenance)

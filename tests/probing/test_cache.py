@@ -1,11 +1,15 @@
 """Features that are kept: the bits of those just computed, and never those of something else."""
 
 import dataclasses
+import errno
+import io
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
 from itertools import islice
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -21,6 +25,7 @@ from xtra_jax.data.transforms import EvalTransform, PretrainTransform
 from xtra_jax.errors import RunFailed, UserError
 from xtra_jax.model.xtra import init_params
 from xtra_jax.parallel.mesh import make_mesh
+from xtra_jax.probing import cache
 from xtra_jax.probing.cache import cached_features
 from xtra_jax.probing.features import FeatureSpec
 from xtra_jax.probing.frozen import FrozenEncoder
@@ -275,10 +280,87 @@ def test_features_lie_where_the_config_says_or_with_the_results(encoder, source,
         kept(tmp_path, encoder, source, [POOLED], config=config)
 
 
-def test_a_folder_that_cannot_be_written_is_one_sentence(encoder, source, tmp_path):
-    (tmp_path / "features").write_text("a file")
-    with pytest.raises(UserError, match=r"cannot keep features in .*; cache.max_gib=0 keeps none"):
-        kept(tmp_path, encoder, source)
+def no_folder(folder, monkeypatch):
+    (folder / "features").write_text("a file")
+
+
+def little_room(folder, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=100))
+
+
+def full_at_the_end(folder, monkeypatch):
+    def refuse(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(cache._Writer, "finish", refuse)
+
+
+@pytest.mark.parametrize(
+    ("refusal", "reason"),
+    [
+        (no_folder, "File exists"),
+        (little_room, "No space left"),
+        (full_at_the_end, "No space left"),
+    ],
+)
+def test_without_room_for_features_a_probe_goes_on_without_and_says_so(
+    refusal, reason, encoder, source, tmp_path, monkeypatch, capfd
+):
+    refusal(tmp_path, monkeypatch)
+    assert kept(tmp_path, encoder, source) is None
+    told = capfd.readouterr().err
+    assert f"features are not kept in {tmp_path / 'features'}, and the run goes on without" in told
+    assert reason in told and told.count("features are not kept") == 1
+    assert not (tmp_path / "features").is_dir() or files(tmp_path) == []
+
+
+def test_a_disk_that_fills_ends_the_pass_and_closes_what_it_began(
+    encoder, source, tmp_path, monkeypatch
+):
+    taken = []
+
+    def passed(self, specs, *args, **how):
+        for number in range(9):
+            taken.append(number)
+            rows = {spec.name: np.zeros((2, 16), np.float32) for spec in specs}
+            yield rows | {"label": np.zeros(2), "weight": np.zeros(2), "drawn": np.zeros(2)}
+
+    class Full(io.BytesIO):
+        """What is in its buffer when the disk is full cannot be written when it is closed, too."""
+
+        def write(self, data):
+            if isinstance(data, np.ndarray):  # the header fits in the buffer
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+        def close(self):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(FrozenEncoder, "features", passed)
+    monkeypatch.setattr(cache, "open", lambda *args: Full(), raising=False)
+    assert kept(tmp_path, encoder, source, [POOLED]) is None
+    assert taken == [0]
+
+
+def test_the_images_files_are_looked_at_once_for_all_features(
+    encoder, source, tmp_path, monkeypatch
+):
+    looked, look = [], cache.contents
+    monkeypatch.setattr(cache, "contents", lambda source: looked.append(source) or look(source))
+    assert kept(tmp_path, encoder, source) is not None
+    assert looked == [source]
+
+
+def test_a_folder_that_not_all_processes_see_is_told_as_the_key_that_names_it(
+    tmp_path, monkeypatch
+):
+    def described(directory, wanted):
+        raise UserError(wanted)
+
+    monkeypatch.setattr(cache, "check_shared", described)
+    file = cache._File(tmp_path / "file", "{}", (1, 1))
+    with pytest.raises(UserError, match="a cache.dir that all hosts share"):
+        cache._written(iter(()), {POOLED: file}, tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_features_that_are_not_finite_are_not_kept(encoder, source, tmp_path):

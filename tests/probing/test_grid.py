@@ -71,11 +71,7 @@ def test_the_published_heads_are_the_default():
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"rates": ()}, "^rates is empty"),
-        ({"rates": (1e-3, 1e-3)}, "^rates names 0.001 twice"),
-        ({"probe.final_norm": (True, True)}, "^probe.final_norm names True twice"),
         ({"probe.attentive_layers": (4,)}, "^probe.attentive_layers names 4.*1 to 3"),
-        ({"probe.attentive_layers": (0,)}, "^probe.attentive_layers names 0"),
         ({"probe.num_heads": 5}, "5 heads does not fit features of width 48"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -15,9 +16,11 @@ from xtra_jax.data.sources import open_source
 from xtra_jax.errors import UserError
 from xtra_jax.model.patches import normalise_patches, patchify
 from xtra_jax.model.xtra import bind, init_params
+from xtra_jax.probing import job
 from xtra_jax.probing.features import ATTENTIVE, FeatureSpec, encoder_features, load_encoder
 from xtra_jax.probing.job import Encoder, make_recipe, probe_encoder
 from xtra_jax.probing.results import best_head, read_results
+from xtra_jax.training.progress import Progress
 
 PRETRAINING = {
     "model.width": 16,
@@ -98,7 +101,7 @@ def test_a_probe_tells_the_accuracy_of_every_head_of_the_grid(run, probed):
     assert provenance.pretraining["model"]["width"] == 16
     assert provenance.checkpoint_hash == Encoder.of(run[2], run[1], "").sha256
     names = {path.name for path in (run[0] / "probes" / "digits").iterdir()}
-    assert names == {"features", "heads", "results.json", "table.md", "table.csv", "rates.png"}
+    assert names == {"heads", "results.json", "table.md", "table.csv", "rates.png"}
 
 
 def test_a_probe_prints_its_table_and_what_its_rates_and_its_choice_mean(run, probed):
@@ -114,7 +117,7 @@ def test_a_probe_prints_its_table_and_what_its_rates_and_its_choice_mean(run, pr
 
 def test_broken_images_are_named_in_the_first_evaluation_alone(run, data_dir, tmp_path, capfd):
     for i in range(20):
-        file = tmp_path / "images" / f"class-{i % 10}" / f"{i:02}.png"
+        file = tmp_path / "images" / f"{i % 10}" / f"{i:02}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.full((16, 16, 3), i, np.uint8)).save(file)
     file.write_bytes(file.read_bytes()[:40])
@@ -154,6 +157,35 @@ def test_a_recipe_has_the_published_lengths():
     assert recipe.steps == 31278 and round(recipe.steps_per_epoch) == 313
     assert recipe.warmup_steps == 3127
     assert (recipe.clip_norm, recipe.end_rate, recipe.beta2) == (3.0, 1e-5, 0.95)
+
+
+def test_the_rate_is_that_of_steps_without_the_first_and_without_evaluations(monkeypatch):
+    config = load("configs/probe.py:digits", PROBE | {"log_every": 2, "batch_size": 10})
+    now, told = [0.0], []
+    monkeypatch.setattr(job.time, "monotonic", lambda: now[0])
+    progress = Progress(4, active=False)
+    monkeypatch.setattr(progress, "update", lambda step, images_per_s: told.append(images_per_s))
+    tell = job._tell(config, make_recipe(config, 100), progress)
+    scores = SimpleNamespace(correct={"linear": [1]}, total=2)
+    tell["on_evaluation"](0, scores)
+    # Compilation, two steps, one with an evaluation of 7 seconds before it, and another step.
+    for step, seconds in ((5, 60.0), (6, 1.0), (7, 9.0), (8, 2.0)):
+        if step == 7:
+            now[0] += 7
+            tell["on_evaluation"](6, scores)
+            seconds -= 7
+        now[0] += seconds
+        tell["on_step"](step)
+    assert told == [10.0, 30 / 5]
+
+
+def test_a_step_of_which_no_rate_is_known_yet_is_told_without(monkeypatch):
+    config = load("configs/probe.py:digits", PROBE | {"log_every": 1})
+    told = []
+    progress = Progress(4, active=False)
+    monkeypatch.setattr(progress, "update", lambda step, images_per_s: told.append(images_per_s))
+    job._tell(config, make_recipe(config, 100), progress)["on_step"](1)
+    assert told == [None]
 
 
 def test_a_loaded_encoder_gives_the_features_of_its_parameters(run, data_dir):

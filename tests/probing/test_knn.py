@@ -75,16 +75,24 @@ def test_a_near_neighbour_outweighs_many_far_ones_and_votes_are_counted_in_parts
     assert votes_winner(similarity, labels, 2).tolist() == [1, 0]
 
 
-def test_images_without_a_label_neither_vote_nor_count():
+def test_images_without_a_label_neither_vote_nor_count(monkeypatch):
     train, test = sets("random")
     hidden = (train[1].copy(), test[1].copy())
     hidden[0][::3] = hidden[1][::4] = -1
     kept = hidden[0] >= 0, hidden[1] >= 0
-    found = knn_accuracy((train[0], hidden[0]), (test[0], hidden[1]), CLASSES)
     expected = knn_accuracy(
         (train[0][kept[0]], train[1][kept[0]]), (test[0][kept[1]], test[1][kept[1]]), CLASSES
     )
+    for features, usable in zip((train[0], test[0]), kept, strict=True):
+        features[~usable] = np.nan  # whatever an encoder makes of no image
+    monkeypatch.setattr(knn, "_TRAIN_ROWS", 128)
+    seen, find = [], knn.nearest
+    monkeypatch.setattr(
+        knn, "nearest", lambda *sets, **how: seen.extend(sets[:2]) or find(*sets, **how)
+    )
+    found = knn_accuracy((train[0], hidden[0]), (test[0], hidden[1]), CLASSES)
     assert found == expected
+    assert seen[0] is train[0] and seen[1] is test[0]  # and no copies without those images
 
 
 def test_of_a_set_smaller_than_k_all_images_vote():

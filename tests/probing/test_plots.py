@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from tests.probing.studies import RATES, make_histories, make_history, make_results
-from xtra_jax.probing.plots import draw_rates, rate_curves
+from xtra_jax.probing.plots import draw_rates, line_styles, rate_curves
 
 
 def pixels(studies):
@@ -43,6 +43,17 @@ def test_every_data_set_has_a_panel():
     four = pixels({name: make_results() for name in "abcd"})
     assert count(four, BLUE) > 2 * count(one, BLUE)
     assert four.shape[1] > one.shape[1]
+
+
+def test_no_two_groups_of_a_kind_are_drawn_alike():
+    heads = [
+        make_history(1e-3, 5, last_layers=n, kind=k)
+        for n in range(1, 13)
+        for k in ("attentive", "linear")
+    ]
+    styles = line_styles({"a": make_results(histories=heads)})
+    lines = [tuple(style.values()) for style in styles.values()]
+    assert len(lines) == len(set(lines)) == 24
 
 
 def test_a_single_rate_and_a_single_head_can_be_drawn():

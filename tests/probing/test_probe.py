@@ -149,7 +149,7 @@ def test_an_unreadable_image_is_counted_apart_from_the_examples():
 def test_a_probe_on_eight_devices_gives_what_one_device_gives():
     mesh = make_mesh({"data": 4, "fsdp": 2})
     groups = {
-        "attentive": group("attentive", (1e-3, 0.1), (1e-2, 0.1), output_norm=True),
+        "attentive": group("attentive", (1e-3, 0.1), (1e-2, 0.1)),
         "linear": group("linear", (1e-2, 0.0)),
     }
     one = train(groups, recipe(steps=10))

@@ -111,6 +111,40 @@ def test_a_file_that_is_none_of_a_study_is_one_sentence(tmp_path, text):
         read_results(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "where, value, sentence",
+    [
+        ("heads", [], "no heads"),
+        ("heads.0.evaluations", [], "a head without evaluations"),
+        ("heads.0.test.total", 0, "60 of 0 examples correct"),
+        ("heads.0.kind", "knn", "heads of kind 'knn'"),
+        ("heads.0.class_total", [1], "counts of the classes"),
+        ("provenance.config", {}, "KeyError.*data"),
+        ("provenance.config", [], "TypeError"),
+        ("provenance.pretraining", {}, "KeyError.*model"),
+        ("provenance.config.data.dataset", 3, "data.dataset is 3"),
+    ],
+)
+def test_a_file_with_the_right_names_and_no_study_in_it_is_one_sentence(
+    tmp_path, where, value, sentence
+):
+    write_results(tmp_path, *RESULTS)
+    whole = part = json.loads((tmp_path / "results.json").read_text())
+    *path, last = where.split(".")
+    for name in path:
+        part = part[int(name) if name.isdigit() else name]
+    part[last] = value
+    (tmp_path / "results.json").write_text(json.dumps(whole))
+    with pytest.raises(UserError, match=f"not the file of a study of probes .*{sentence}"):
+        read_results(tmp_path)
+
+
+def test_a_file_that_is_no_text_is_one_sentence(tmp_path):
+    (tmp_path / "results.json").write_bytes(b"\xff\xfe\x81")
+    with pytest.raises(UserError, match="not the file of a study of probes"):
+        read_results(tmp_path)
+
+
 def test_a_folder_without_results_is_one_sentence(tmp_path):
     with pytest.raises(UserError, match="cannot read .*results.json: No such file"):
         read_results(tmp_path)

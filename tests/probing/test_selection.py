@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.probing import tiny
 from xtra_jax.data.record_index import RecordIndex, index_of
 from xtra_jax.errors import UserError
 from xtra_jax.probing.job import probe_encoder
-from xtra_jax.probing.selection import hold_out, open_images
+from xtra_jax.probing.selection import Images, check_same_classes, hold_out, open_images
 
 
 class Labelled:
@@ -79,6 +80,50 @@ def test_a_probe_that_selects_on_held_out_images_trains_on_none_of_them_and_says
         assert history.test.total == 355 == history.class_total.sum()
         assert history.test.step == history.last.step == 2
     assert "held-out" in (tmp_path / "probe" / "table.md").read_text()
+
+
+class Named:
+    def __init__(self, *class_names):
+        self.class_names = class_names
+
+
+@pytest.mark.parametrize(
+    ("names", "sentence"),
+    [
+        (("cat", "horse", "dog"), "label 1 is dog in ours and horse in theirs: both need the same"),
+        (("cat", "dog"), "label 2 is horse in ours and None in theirs"),
+    ],
+)
+def test_sets_whose_labels_mean_other_classes_are_refused(names, sentence):
+    with pytest.raises(UserError, match=sentence):
+        check_same_classes(("ours", Named("cat", "dog", "horse")), ("theirs", Named(*names)))
+
+
+@pytest.mark.parametrize("names", [("cat", "dog"), ()])
+def test_sets_of_the_same_classes_or_of_unnamed_ones_pass(names):
+    check_same_classes(("ours", Named("cat", "dog")), ("theirs", Named(*names)))
+    check_same_classes(("theirs", Named(*names)), ("ours", Named("cat", "dog")))
+
+
+def test_a_probe_on_another_set_with_as_many_other_classes_is_one_sentence(runs, tmp_path):
+    for i in range(10):
+        file = tmp_path / "images" / f"class-{i}" / "image.png"
+        file.parent.mkdir(parents=True)
+        Image.fromarray(np.full((16, 16, 3), i, np.uint8)).save(file)
+    elsewhere = {"data.eval_dataset": f"folder:{tmp_path / 'images'}", "data.eval_split": "all"}
+    config = tiny.digits(runs.overrides()["data.data_dir"], steps=2, **elsewhere)
+    with pytest.raises(UserError, match=r"label 0 is 0 in digits .* and class-0 in folder:"):
+        open_images(config)
+
+
+@pytest.mark.parametrize("changed", ["train", "chosen_on", "test"])
+def test_what_processes_compare_tells_each_of_the_three_sets(changed):
+    class Source:
+        def __init__(self, digest):
+            self.digest = lambda: digest
+
+    images = Images(Source("a"), Source("b"), Source("c"))
+    assert images.digest() != images._replace(**{changed: Source("d")}).digest()
 
 
 def test_as_published_the_reported_images_themselves_choose(runs):

@@ -135,6 +135,13 @@ def test_a_set_that_cannot_be_used_is_told_before_anything_is_trained(
     assert not checkpoint_directory(workdir).exists()
 
 
+def test_a_process_with_other_images_is_told_before_anything_is_measured(runs, monkeypatch):
+    config = runs.config(SIGNALS)
+    monkeypatch.setattr(signals, "text_from_the_first", lambda text: text + "more")
+    with pytest.raises(UserError, match="process 0 finds other images of signals.dataset=digits"):
+        make_signals(config, model_spec(config), make_mesh({"data": 8}))
+
+
 def test_signals_that_nobody_would_measure_are_refused(runs, tmp_path):
     with pytest.raises(UserError, match="signals.every=4, and nobody measures them"):
         pretrain(runs.config(SIGNALS), str(tmp_path))

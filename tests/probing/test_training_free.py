@@ -13,7 +13,9 @@ from xtra_jax.config import load, model_spec
 from xtra_jax.data.decode import decode
 from xtra_jax.data.digits import prepare_digits
 from xtra_jax.data.transforms import EvalTransform
+from xtra_jax.errors import UserError
 from xtra_jax.model.xtra import init_params
+from xtra_jax.probing import training_free
 from xtra_jax.probing.features import FeatureSpec, load_encoder
 from xtra_jax.probing.few_shot import few_shot_accuracy
 from xtra_jax.probing.frozen import FrozenEncoder
@@ -89,6 +91,7 @@ def test_both_are_printed_and_written_for_every_layer_asked_for_and_repeats_use_
 
         # What the second kind, and the second time, need is there.
         monkeypatch.setattr(FrozenEncoder, "features", None)
+    assert not (tmp_path / "features").exists() and (run / "features").is_dir()
     first = found["results"]
     assert probe(run, data_dir, tmp_path, "few_shot", *more) == 0
     assert json.loads((tmp_path / "few_shot.json").read_text())["results"] == first
@@ -98,7 +101,8 @@ def test_features_that_are_not_kept_give_the_same_numbers(run, data_dir, tmp_pat
     results = []
     for limit in ("8", "0"):
         out = tmp_path / limit
-        assert probe(run, data_dir, out, "knn", f"--config.cache.max_gib={limit}") == 0
+        cache = (f"--config.cache.max_gib={limit}", f"--config.cache.dir={out / 'features'}")
+        assert probe(run, data_dir, out, "knn", *cache) == 0
         results.append(json.loads((out / "knn.json").read_text())["results"])
         assert (out / "features").exists() == (limit == "8")
     assert results[0] == results[1]
@@ -112,6 +116,49 @@ def test_of_several_sets_those_that_are_not_prepared_are_left_out_and_told(
     assert "digits: 355 test images" in told.out
     assert "cifar10" in told.err and "Traceback" not in told.err
     assert (tmp_path / "digits" / "knn.json").exists()
+
+
+def test_what_was_measured_of_something_else_is_not_overwritten(run, data_dir, tmp_path, capsys):
+    assert probe(run, data_dir, tmp_path, "knn") == 0
+    file = tmp_path / "knn.json"
+    content = file.read_bytes()
+    other = tiny.save_encoder(tmp_path / "other", seed=2)
+    capsys.readouterr()
+    for args, sentence in (
+        ((other, data_dir, tmp_path, "knn"), "holds a probe of another encoder"),
+        ((run, data_dir, tmp_path, "knn", "--config.probe.linear_layers=2"), "linear_layers=(1,)"),
+    ):
+        assert probe(*args) == 2
+        told = capsys.readouterr().err
+        assert f"{file} holds a probe" in told and sentence in told and told.count("\n") == 1
+        assert file.read_bytes() == content
+    for damaged in ("{", "{}", "[]"):
+        file.write_text(damaged)
+        assert probe(run, data_dir, tmp_path, "knn") == 0
+        assert json.loads(file.read_text())["results"] == json.loads(content)["results"]
+
+
+def test_processes_with_other_test_images_are_not_taken_for_the_same(
+    run, data_dir, tmp_path, monkeypatch
+):
+    seen = []
+
+    def check(config, examples, records):
+        seen.append((examples, records))
+        raise UserError("that is enough")
+
+    monkeypatch.setattr(training_free, "check_same_run_everywhere", check)
+    for split in ("test", "test[:9]"):
+        assert probe(run, data_dir, tmp_path, "knn", f"--config.data.eval_split={split}") == 2
+    assert seen[0][0] == seen[1][0] and seen[0][1] != seen[1][1]
+
+
+def test_features_too_large_for_memory_are_refused(run, data_dir, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(training_free, "_MEMORY_GIB", 1e-5)
+    assert probe(run, data_dir, tmp_path, "knn", "--config.cache.max_gib=0") == 2
+    told = capsys.readouterr().err
+    assert "features of 1,442 images of digits take 0.0 GiB" in told and told.count("\n") == 1
+    assert "raise cache.max_gib=0 above that" in told
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,8 @@ QUICK = {
 
 def start_two(runs, encoder, out, settings=QUICK):
     place = ("--coordinator", f"127.0.0.1:{free_port()}", "--num_processes", "2", "--process_id")
+    # Of their own: in the encoder's run lie those that one process has computed.
+    settings = settings | {"cache.dir": str(out / "features")}
     return [
         runs.start_probe(encoder, out, settings, devices=2, arguments=(*place, str(i)))
         for i in range(2)
@@ -43,6 +45,8 @@ def test_two_processes_probe_as_one_and_count_every_example_once(runs, tmp_path)
     assert "best accuracy" in pair[0].output and "Chosen on the reported split" in pair[0].output
     assert pair[1].own_lines == []
     assert_same_numbers(two, one)
+    kept = [{file.name for file in (at / "features").iterdir()} for at in (two, tmp_path / "run")]
+    assert kept[0] == kept[1]
 
 
 @pytest.mark.slow
@@ -73,5 +77,11 @@ def assert_same_numbers(ours, theirs):
         assert (a.group, a.setting) == (b.group, b.setting)
         assert a.test.total == b.test.total == 355  # of the digits, an uneven number
         for x, y in zip(a.evaluations, b.evaluations, strict=True):
+            assert (x.step, x.correct, x.correct5, x.total) == (
+                y.step,
+                y.correct,
+                y.correct5,
+                y.total,
+            )
             assert x.loss == pytest.approx(y.loss, rel=1e-4)
             assert x.train_loss == pytest.approx(y.train_loss, rel=1e-4)

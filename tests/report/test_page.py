@@ -15,6 +15,8 @@ from xtra_jax.interop.open_checkpoint import open_checkpoint, weights_sha256
 from xtra_jax.probing.results import write_results
 from xtra_jax.probing.table import make_table
 from xtra_jax.report.job import report
+from xtra_jax.report.probes import highlights
+from xtra_jax.report.run import Study
 from xtra_jax.training.telemetry import MetricWriter
 
 STUDIES = {
@@ -247,6 +249,55 @@ def test_a_damaged_study_takes_nothing_else_from_the_page(tmp_path):
     page = page_of(run)
     assert "bad/results.json is not the file of a study of probes" in page.text
     assert "attentive 91.00" in page.text
+
+
+@pytest.mark.parametrize(
+    "name, text, sentence",
+    [
+        ("knn.json", "{", "bad/knn.json is damaged: it is not a JSON object"),
+        ("knn.json", "{}", "bad/knn.json is not the file of a few-shot or nearest-neighbour"),
+        ("few_shot.json", '{"kind": "knn"}', "bad/few_shot.json is not the file of a few-shot"),
+        (
+            "knn.json",
+            '{"config": {"data": {"dataset": "a"}}, "results": [3]}',
+            "bad/knn.json is not the file of a few-shot or nearest-neighbour",
+        ),
+        ("results.json", '{"heads": [], "provenance": {}}', "bad/results.json is not the file"),
+    ],
+)
+def test_damaged_measurements_are_told_of_beside_the_others(tmp_path, name, text, sentence):
+    (tmp_path / "config.json").write_text(json.dumps({"name": "begun", "steps": 100}))
+    write_results(tmp_path / "probes" / "good", *make_results())
+    (tmp_path / "probes" / "bad").mkdir()
+    (tmp_path / "probes" / "bad" / name).write_text(text)
+    page = page_of(tmp_path)
+    assert sentence in page.text and "attentive 91.00" in page.text
+
+
+def test_a_measurement_on_another_set_is_called_by_that_set(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"name": "begun", "steps": 100}))
+    found = {
+        "config": {"data": {"dataset": "digits", "eval_dataset": "other_digits"}},
+        "results": [{"features": "linear_last1", "shots": 5, "accuracy": 0.5}],
+        "test_images": 10,
+        "checkpoint": "run, step 1",
+    }
+    (tmp_path / "probes" / "few").mkdir(parents=True)
+    (tmp_path / "probes" / "few" / "few_shot.json").write_text(json.dumps(found))
+    assert "other_digits 5 of each class linear_last1 50.00 10" in page_of(tmp_path).text
+
+
+def test_the_first_numbers_count_every_data_set_once_and_say_of_several_studies():
+    def study(name, dataset, correct):
+        return Study(name, {name: make_results(dataset, [make_history(1e-3, correct)])})
+
+    encoder = make_results().provenance.checkpoint_hash
+    twice = [study("a", "eurosat", 40), study("b", "eurosat:2.0.0", 60)]
+    assert highlights(twice, encoder) == [("linear", "60.00 %", "eurosat, the best of 2 studies")]
+    mean = highlights([*twice, study("c", "dtd", 80)], encoder)
+    assert mean == [("linear", "70.00 %", "mean of 2 data sets, the best study of each")]
+    assert highlights(twice[:1], encoder) == [("linear", "40.00 %", "eurosat")]
+    assert highlights(twice, "another") == []
 
 
 def test_the_page_is_written_where_it_is_asked_for(workdir, tmp_path, capsys):

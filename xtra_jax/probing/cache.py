@@ -24,13 +24,16 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
 import math
 import os
+import shutil
 import socket
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -50,7 +53,7 @@ from xtra_jax.probing.features import FeatureSpec
 from xtra_jax.probing.frozen import FrozenEncoder
 from xtra_jax.probing.kept import Kept
 from xtra_jax.training.agreement import appears, check_shared, text_from_the_first
-from xtra_jax.training.storage import absolute, explained, is_local
+from xtra_jax.training.storage import absolute, is_local
 
 _VERSION = 1  # of the files; another one is not read
 _DTYPES = {"features": ("F32", "<f4"), "label": ("I32", "<i4"), "weight": ("F32", "<f4")}
@@ -70,21 +73,22 @@ def cached_features(
 ) -> Kept | None:
     """Features of a split: from files where these are there, else computed and kept in them.
 
-    A file that is damaged, or of something else, is told of and made anew. Of a run of several
-    processes all have to call it, and to see the same folder.
+    A file that is damaged, or of something else, is told of and made anew; a disk that takes no
+    more is told of, too. Of a run of several processes all have to call it, and to see the same
+    folder.
 
     Args:
         config: of a probe; its `cache` says how large features may be, and where they are kept.
-        folder: that of the probe's results.
+        folder: of the run or the results that the files lie with, where the config names none.
         specs: which features; one pass makes all those files that are missing.
         transform: an `EvalTransform`, or what a training's images go through.
 
     Returns:
-        None where the features are too large, the transform leaves something to chance, or the
-        results lie in no local folder and no other is named.
+        None where the features are too large, the transform leaves something to chance, the
+        folder is no local one and no other is named, or the files cannot be written.
 
     Raises:
-        UserError: the files cannot be written or read.
+        UserError: `cache.dir` is no local folder, or not one that all processes see.
         RunFailed: features are not finite.
     """
     fixed = settled(transform)
@@ -97,29 +101,27 @@ def cached_features(
         if not config.cache.dir:
             return None
         raise UserError(f"cache.dir={config.cache.dir} must be a local folder, or empty")
+    images = text_from_the_first(contents(source) if jax.process_index() == 0 else "")
     files = {
-        spec: _File.of(Path(directory), encoder, spec, source, fixed, shapes[spec])
+        spec: _File.of(Path(directory), encoder, spec, source, images, fixed, shapes[spec])
         for spec in specs
     }
-    with explained(f"cannot keep features in {directory}", "; cache.max_gib=0 keeps none"):
-        found = {spec: file.read() for spec, file in files.items()}
-        missing = [spec for spec in specs if not _everywhere(found[spec] is not None)]
-        if missing:
-            directory.mkdir(parents=True, exist_ok=True)
-            check_shared(directory)
-            passed = encoder.features(
-                missing,
-                source,
-                fixed,
-                taken=(DRAWN,),
-                num_workers=num_workers,
-                prefetch=prefetch,
-                bad_images=bad_images,
-            )
-            with contextlib.closing(passed):
-                if not _written(passed, {spec: files[spec] for spec in missing}):
-                    return None
-            found |= {spec: files[spec].read_again() for spec in missing}
+    found = {spec: file.read() for spec, file in files.items()}
+    missing = [spec for spec in specs if not _everywhere(found[spec] is not None)]
+    if missing:
+        passed = encoder.features(
+            missing,
+            source,
+            fixed,
+            taken=(DRAWN,),
+            num_workers=num_workers,
+            prefetch=prefetch,
+            bad_images=bad_images,
+        )
+        with contextlib.closing(passed):
+            if not _written(passed, {spec: files[spec] for spec in missing}, Path(directory)):
+                return None
+        found |= {spec: files[spec].read_again() for spec in missing}
     features = {spec: arrays["features"] for spec, arrays in found.items()}
     first = found[specs[0]]
     return Kept(source, features, first["label"], first["weight"])
@@ -132,28 +134,61 @@ def _everywhere(holds: bool) -> bool:
     return bool(multihost_utils.process_allgather(np.int32(holds)).all())
 
 
-def _written(passed: Iterator[dict[str, np.ndarray]], files: dict[FeatureSpec, _File]) -> bool:
-    """Writes the files, which the first process does; False where an image came out by chance."""
-    first = jax.process_index() == 0
+def _written(
+    passed: Iterator[dict[str, np.ndarray]], files: dict[FeatureSpec, _File], directory: Path
+) -> bool:
+    """Writes the files, which the first process does; False where they are not kept.
+
+    That is where an image came out by chance; and where the disk refuses, which is told.
+    """
+    first, refused = jax.process_index() == 0, []
+
+    def attempt(write: Callable[[], None]) -> None:
+        if not first or refused:
+            return
+        try:
+            write()
+        except OSError as error:
+            refused.append(error)
+            reason = error.strerror or error
+            say(f"features are not kept in {directory}, and the run goes on without: {reason}.")
+
     with contextlib.ExitStack() as stack:
-        writers = {
-            spec: stack.enter_context(file.writer()) for spec, file in files.items() if first
-        }
+        writers: dict[FeatureSpec, _Writer] = {}
         label, weight = [], []
+
+        def begin() -> None:
+            directory.mkdir(parents=True, exist_ok=True)
+            for spec, file in files.items():
+                writers[spec] = stack.enter_context(file.writer())
+            size = sum(4 * math.prod(file.shape) for file in files.values())
+            if shutil.disk_usage(directory).free < size:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        def add(rows: dict[str, np.ndarray]) -> None:
+            for spec, writer in writers.items():
+                writer.add(rows[spec.name])
+
+        def finish() -> None:
+            for writer in writers.values():
+                writer.add(np.concatenate(label), "<i4")
+                writer.add(np.concatenate(weight))
+                writer.finish()
+
+        attempt(begin)
+        if not _everywhere(not refused):
+            return False
+        check_shared(absolute(directory), "a cache.dir that all hosts share, or cache.max_gib=0")
         for rows in passed:
             if rows[DRAWN].any():
                 return False
             label.append(rows["label"])
             weight.append(rows["weight"])
-            for spec, writer in writers.items():
-                writer.add(rows[spec.name])
-        for writer in writers.values():
-            writer.add(np.concatenate(label), "<i4")
-            writer.add(np.concatenate(weight))
-            writer.finish()
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("features are kept")
-    return True
+            attempt(partial(add, rows))
+            if refused and jax.process_count() == 1:  # others wait for the whole pass
+                return False
+        attempt(finish)
+    return _everywhere(not refused)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,9 +211,11 @@ class _File:
         encoder: FrozenEncoder,
         spec: FeatureSpec,
         source: Source,
+        images: str,
         transform: Settled,
         shape: tuple[int, ...],
     ) -> _File:
+        """Images are told apart by `xtra_jax.data.contents.contents` of the source."""
         described = json.dumps(
             {
                 "format": "xtra_jax kept features",
@@ -187,7 +224,7 @@ class _File:
                 "features": dataclasses.asdict(spec),
                 "transform": repr(transform.transform),
                 "images": len(source),
-                "contents": text_from_the_first(contents(source)),
+                "contents": images,
             }
         )
         name = f"{spec.name}-{hashlib.sha256(described.encode()).hexdigest()[:16]}.safetensors"
@@ -195,11 +232,9 @@ class _File:
 
     def read(self) -> dict[str, np.ndarray] | None:
         """The arrays, mapped into memory; None where there is no such file, or not a whole one."""
-        if not self.path.is_file():
-            return None
         try:
-            return self._mapped()
-        except BadArchive as error:
+            return self._mapped() if self.path.is_file() else None
+        except (BadArchive, OSError) as error:
             say(f"{self.path} is not used, and made anew: {error}.")
             return None
 
@@ -258,13 +293,11 @@ class _File:
         """Takes the arrays' bytes; the file gets its name if it was finished, and else goes."""
         self._remove_abandoned()
         temporary = self.path.with_name(f"{self.path.name}.{_here()}{os.getpid()}.tmp")
+        writer = _Writer(temporary, self)
         try:
-            with open(temporary, "wb") as opened:
-                writer = _Writer(opened, self)
-                yield writer
-            if writer.finished:
-                temporary.replace(self.path)
+            yield writer
         finally:
+            writer.close()
             temporary.unlink(missing_ok=True)
 
     def _remove_abandoned(self) -> None:
@@ -278,11 +311,11 @@ class _File:
 class _Writer:
     """Writes a file's arrays one after another, and its header in the end."""
 
-    def __init__(self, opened, file: _File):
-        self._opened, self._file = opened, file
+    def __init__(self, temporary: Path, file: _File):
+        self._temporary, self._file = temporary, file
         self._crc = 0
-        self.finished = False
-        opened.write(file.header(0))
+        self._opened = open(temporary, "wb")  # noqa: SIM115 - see `close`
+        self._opened.write(file.header(0))
 
     def add(self, rows: np.ndarray, dtype: str = "<f4") -> None:
         data = np.ascontiguousarray(rows, dtype).reshape(-1).view(np.uint8)
@@ -294,7 +327,11 @@ class _Writer:
         self._opened.write(self._file.header(self._crc))
         self._opened.flush()
         os.fsync(self._opened.fileno())
-        self.finished = True
+        self._temporary.replace(self._file.path)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):  # of a file that is not kept: a whole one is written
+            self._opened.close()
 
 
 def _here() -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
 
 from ml_collections import ConfigDict
 
@@ -30,31 +29,22 @@ def head_groups(config: ConfigDict, spec: XTRASpec) -> dict[str, HeadGroup]:
     or (final_norm) after it; a linear head sees their mean over the tokens.
 
     Raises:
-        UserError: a list is empty or names something twice, there are fewer layers than asked for,
-            or the attention heads don't divide the width.
+        UserError: there are fewer layers than asked for, or the attention heads don't divide the
+            width.
     """
     kinds = ("attentive", "linear") if config.kind == "both" else (config.kind,)
-    lists = {
-        "rates": config.rates,
-        "weight_decays": config.weight_decays,
-        "probe.final_norm": config.probe.final_norm,
-    }
-    for kind in kinds:
-        lists[f"probe.{kind}_layers"] = config.probe[f"{kind}_layers"]
-    for key, values in lists.items():
-        _check_list(key, values)
     settings = tuple(
         Setting(rate, decay)
         for decay, rate in itertools.product(config.weight_decays, config.rates)
     )
-    groups = {}
+    depth, groups = spec.encoder.depth, {}
     for kind in kinds:
-        key = f"probe.{kind}_layers"
-        for last_layers, norm in itertools.product(lists[key], config.probe.final_norm):
-            if not 1 <= last_layers <= spec.encoder.depth:
+        key = f"{kind}_layers"
+        for last_layers, norm in itertools.product(config.probe[key], config.probe.final_norm):
+            if last_layers > depth:
                 raise UserError(
-                    f"{key} names {last_layers}, and the encoder has {spec.encoder.depth} layers: "
-                    f"name numbers from 1 to {spec.encoder.depth}"
+                    f"probe.{key} names {last_layers}, and the encoder has {depth} layers: name "
+                    f"numbers from 1 to {depth}"
                 )
             group = HeadGroup(
                 kind,
@@ -67,12 +57,3 @@ def head_groups(config: ConfigDict, spec: XTRASpec) -> dict[str, HeadGroup]:
             )
             groups[group.name] = group
     return groups
-
-
-def _check_list(key: str, values: Iterable) -> None:
-    values = tuple(values)
-    if not values:
-        raise UserError(f"{key} is empty: name at least one")
-    repeated = next((value for value in values if values.count(value) > 1), None)
-    if repeated is not None:
-        raise UserError(f"{key} names {repeated} twice: every head is trained once")

@@ -35,6 +35,7 @@ class Inputs:
         config: of the probe, with what it takes over from its encoder.
         specs: the features that heads look at.
         folder: of the results.
+        kept: the folder that features lie with, where the config names none.
 
     Attributes:
         limit: ends the training when too many images are bad.
@@ -47,9 +48,10 @@ class Inputs:
         encoder: FrozenEncoder,
         specs: Sequence[FeatureSpec],
         folder: epath.Path,
+        kept: epath.Path,
     ):
         data = config.data
-        self._config, self._source, self._folder = config, images.train, folder
+        self._config, self._source, self._folder = config, images.train, kept
         self._encoder, self._specs = encoder, specs
         self._work = dict(num_workers=data.num_workers, prefetch=data.prefetch)
         self._share = dict(

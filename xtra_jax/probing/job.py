@@ -20,7 +20,7 @@ from xtra_jax.probing.inputs import Inputs, features_of
 from xtra_jax.probing.probe import Trained, train_probe
 from xtra_jax.probing.recipe import Recipe
 from xtra_jax.probing.results import Provenance, Results, write_results
-from xtra_jax.probing.saves import Saves, find_complete, remove_checkpoints
+from xtra_jax.probing.saves import Saves, alone_in, clean_up, find_complete
 from xtra_jax.probing.scores import Scores
 from xtra_jax.probing.selection import Images, open_images
 from xtra_jax.probing.table import write_tables
@@ -28,7 +28,7 @@ from xtra_jax.training.agreement import check_same_run_everywhere
 from xtra_jax.training.checkpoint import Checkpointer, checkpoint_directory
 from xtra_jax.training.progress import Progress
 from xtra_jax.training.stopping import Stop
-from xtra_jax.training.storage import absolute
+from xtra_jax.training.storage import absolute, is_local
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,12 +40,14 @@ class Encoder:
         pretraining: the config that describes it.
         name: what the results call it, without a path of this machine.
         sha256: of its weights.
+        kept: the folder that its features are kept in; None for that of each probe's results.
     """
 
     params: dict
     pretraining: ConfigDict
     name: str
     sha256: str
+    kept: epath.Path | None = None
 
     @classmethod
     def of(cls, params: dict, pretraining: ConfigDict, name: str) -> Encoder:
@@ -97,7 +99,7 @@ def probe(
     """
     opened = open_probed(config, encoder_config)
     folder = folder_of(config, opened, out)
-    encoder = Encoder.of(opened.params, opened.config, opened.name)
+    encoder = encoder_of(opened, folder)
     return probe_encoder(config, encoder, folder, progress=progress, stop=stop)
 
 
@@ -113,6 +115,17 @@ def open_probed(config: ConfigDict, encoder_config: str = "") -> OpenCheckpoint:
             "weights"
         )
     return open_checkpoint(config.checkpoint, config=encoder_config)
+
+
+def encoder_of(opened: OpenCheckpoint, folder: epath.Path) -> Encoder:
+    """What a checkpoint holds; its features are kept with its run, for all probes of it.
+
+    Args:
+        folder: of the probe or the study, where they are kept if there is no local run.
+    """
+    run = opened.workdir
+    encoder = Encoder.of(opened.params, opened.config, opened.name)
+    return dataclasses.replace(encoder, kept=run if run and is_local(run) else folder)
 
 
 def folder_of(config: ConfigDict, opened: OpenCheckpoint, out: str = "") -> epath.Path:
@@ -148,7 +161,7 @@ def probe_encoder(
 
     Raises:
         UserError: config, encoder, data and mesh don't fit together, or the folder holds another
-            probe.
+            probe, or another command is at work in it.
         RunFailed: too many images are broken.
     """
     config = with_encoder_input(config, encoder.pretraining)
@@ -157,13 +170,14 @@ def probe_encoder(
     if complete is not None:
         progress = progress or Progress(0, active=main)
         progress.note(f"this probe is complete: its results are in {folder}")
+        clean_up(folder)
         return Outcome(folder, complete, 0)
     mesh = make_mesh(dict(config.mesh))
     check_batch(config.batch_size, mesh)
     groups = head_groups(config, model_spec(encoder.pretraining))
     images = open_images(config)
     recipe = make_recipe(config, len(images.train))
-    check_same_run_everywhere(config, len(images.train), images.train.digest())
+    check_same_run_everywhere(config, len(images.train), images.digest())
     progress = progress or Progress(recipe.steps, active=main)
     stop = stop or Stop()
     specs = tuple(dict.fromkeys(group.features for group in groups.values()))
@@ -171,46 +185,51 @@ def probe_encoder(
     features = jax.tree_util.Partial(
         partial(features_of, config=config, model=frozen.spec, specs=specs), frozen.params
     )
-    with (
-        progress,
-        Checkpointer(
-            checkpoint_directory(folder), save_every=config.save_every, keep=config.keep_checkpoints
-        ) as checkpointer,
-    ):
-        stop.tell_of(checkpointer.latest_step)
-        records = {"training": images.train.digest(), "reported": images.test.digest()}
-        saves = Saves(checkpointer, config, encoder=encoder.sha256, records=records)
-        if saves.first_step:
-            progress.note(f"continuing from step {saves.first_step} of {checkpointer.directory}")
-        progress.note(describe(config, groups, recipe, images))
-        inputs = Inputs(config, images, frozen, specs, folder)
-        trained = train_probe(
-            groups,
-            features,
-            inputs.training,
-            lambda: inputs.evaluation(images.chosen_on),
-            recipe,
-            test_batches=(
-                None if config.select == "test" else lambda: inputs.evaluation(images.test)
-            ),
-            seed=config.seed,
-            put=lambda batch: put_batch(batch, mesh),
-            mesh=mesh,
-            heads_at_once=config.probe.heads_at_once,
-            saves=saves,
-            stopped=lambda step: stop.reached(asked + step),
-            bad_images=inputs.limit,
-            **_tell(config, recipe, progress, saves.first_step),
-        )
-    asked += recipe.steps + 1
-    if trained.test is None:
-        return Outcome(folder, None, trained.step, stop.reason, asked)
-    results = _results(config, encoder, trained, saves.seconds)
-    if main:
-        write_tables(folder, {config.name: results})
-        write_results(folder, *results)
-    remove_checkpoints(checkpointer.directory)
-    return Outcome(folder, results, trained.step, asked=asked)
+    with alone_in(folder):
+        with (
+            progress,
+            Checkpointer(
+                checkpoint_directory(folder),
+                save_every=config.save_every,
+                keep=config.keep_checkpoints,
+            ) as checkpointer,
+        ):
+            stop.tell_of(checkpointer.latest_step)
+            records = {"training": images.train.digest(), "reported": images.test.digest()}
+            saves = Saves(checkpointer, config, encoder=encoder.sha256, records=records)
+            if saves.first_step:
+                progress.note(
+                    f"continuing from step {saves.first_step} of {checkpointer.directory}"
+                )
+            progress.note(describe(config, groups, recipe, images))
+            inputs = Inputs(config, images, frozen, specs, folder, encoder.kept or folder)
+            trained = train_probe(
+                groups,
+                features,
+                inputs.training,
+                lambda: inputs.evaluation(images.chosen_on),
+                recipe,
+                test_batches=(
+                    None if config.select == "test" else lambda: inputs.evaluation(images.test)
+                ),
+                seed=config.seed,
+                put=lambda batch: put_batch(batch, mesh),
+                mesh=mesh,
+                heads_at_once=config.probe.heads_at_once,
+                saves=saves,
+                stopped=lambda step: stop.reached(asked + step),
+                bad_images=inputs.limit,
+                **_tell(config, recipe, progress),
+            )
+        asked += recipe.steps + 1
+        if trained.test is None:
+            return Outcome(folder, None, trained.step, stop.reason, asked)
+        results = _results(config, encoder, trained, saves.seconds)
+        if main:
+            write_tables(folder, {config.name: results})
+            write_results(folder, *results)
+        clean_up(folder)
+        return Outcome(folder, results, trained.step, asked=asked)
 
 
 def make_recipe(config: ConfigDict, num_examples: int) -> Recipe:
@@ -249,16 +268,26 @@ def describe(config: ConfigDict, groups: dict, recipe: Recipe, images: Images) -
     return "\n".join(lines)
 
 
-def _tell(config: ConfigDict, recipe: Recipe, progress: Progress, first_step: int) -> dict:
-    """What tells the user of steps and evaluations: arguments of `train_probe`."""
-    begin = time.monotonic()
+def _tell(config: ConfigDict, recipe: Recipe, progress: Progress) -> dict:
+    """What tells the user of steps and evaluations: arguments of `train_probe`.
+
+    The rate is that of the steps after the first of this run, which waits for compilation and for
+    features that are computed once; the time of evaluations does not count.
+    """
+    first, begin, last = None, 0.0, 0.0
 
     def on_step(step: int) -> None:
+        nonlocal first, begin, last
+        last = time.monotonic()
+        if first is None:
+            first, begin = step, last
         if step % config.log_every == 0:
-            rate = (step - first_step) * config.batch_size / (time.monotonic() - begin)
-            progress.update(step, images_per_s=rate)
+            images = (step - first) * config.batch_size
+            progress.update(step, images_per_s=images / (last - begin) if images else None)
 
     def on_evaluation(step: int, scores: Scores) -> None:
+        nonlocal begin
+        begin += time.monotonic() - last
         best = {name: max(right) / scores.total for name, right in scores.correct.items()}
         found = "  ".join(f"{name} {accuracy:.1%}" for name, accuracy in best.items())
         progress.note(f"step {step}/{recipe.steps}  best accuracy  {found}")

@@ -108,6 +108,6 @@ def _rows(batch_size: int, shards: Sequence[int], num_shards: int) -> np.ndarray
 
 def _taken(array: np.ndarray, records: np.ndarray) -> np.ndarray:
     """Rows of an array; zeros for -1."""
-    rows = np.array(array[np.maximum(records, 0)])
+    rows = array[np.maximum(records, 0)]  # a copy, and no view
     rows[records < 0] = 0
     return rows

@@ -26,7 +26,12 @@ _VOTES = 2**24  # entries of images x classes that are counted at once
 
 
 def nearest(
-    train: np.ndarray, test: np.ndarray, k: int, *, mesh: Mesh | None = None
+    train: np.ndarray,
+    test: np.ndarray,
+    k: int,
+    *,
+    usable: np.ndarray | None = None,
+    mesh: Mesh | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The k training images most similar to each test image, most similar first.
 
@@ -35,7 +40,8 @@ def nearest(
 
     Args:
         train, test: features [images, width]; the same on all processes.
-        k: at most as many as there are training images.
+        k: at most as many as there are training images that are usable.
+        usable: bool [training images], which of them may be neighbours; all by default.
         mesh: shares out the test images; without one they stay on this process's first device.
 
     Returns:
@@ -44,6 +50,7 @@ def nearest(
     shards = 1 if mesh is None else num_batch_shards(mesh)
     chunk = min(_TEST_ROWS, -(-len(test) // shards)) * shards
     block = min(_TRAIN_ROWS, len(train))
+    usable = np.ones(len(train), bool) if usable is None else usable
     place = partial(_placed, mesh=mesh)
     starts = range(0, len(test), chunk)
     # Training blocks in the outer loop: it is the larger set, and each goes to the devices once.
@@ -55,10 +62,11 @@ def nearest(
     for first in range(0, len(train), block):
         rows = train[first : first + block]
         candidates = place(_padded(rows, block), spread=False)
+        real = place(_padded(usable[first : first + block], block), spread=False)
         for number, start in enumerate(starts):
             queries = place(_padded(test[start : start + chunk], chunk), spread=True)
             best = tuple(place(array, spread=True) for array in found[number])
-            found[number] = jax.device_get(merge(best, candidates, queries, first, len(rows)))
+            found[number] = jax.device_get(merge(best, candidates, queries, first, real))
     similarity, index = (np.concatenate(parts)[: len(test)] for parts in zip(*found, strict=True))
     return similarity, index
 
@@ -102,25 +110,27 @@ def knn_accuracy(
             out, as not all are; the same on all processes.
         mesh: as for `nearest`.
     """
-    (train_features, train_labels), (test_features, test_labels) = map(_labelled, (train, test))
-    most = min(max(neighbours), len(train_labels))
-    similarity, index = nearest(train_features, test_features, most, mesh=mesh)
-    labels = train_labels[index]
+    (train_features, train_labels), (test_features, test_labels) = train, test
+    usable, tested = train_labels >= 0, test_labels >= 0
+    most = min(max(neighbours), int(usable.sum()))
+    similarity, index = nearest(train_features, test_features, most, usable=usable, mesh=mesh)
+    # Left out only here: without some of their rows, mapped features would be a copy in memory.
+    similarity, labels = similarity[tested], train_labels[index[tested]]
     found = {}
     for k in neighbours:
         winners = votes_winner(similarity[:, :k], labels[:, :k], num_classes, temperature)
-        found[k] = float((winners == test_labels).mean())
+        found[k] = float((winners == test_labels[tested]).mean())
     return found
 
 
-def _merged(best, candidates, queries, first, count):
-    """The best of those found before and of a block of candidates, of which `count` are real."""
+def _merged(best, candidates, queries, first, usable):
+    """The best of those found before and of a block of candidates, so far as these are usable."""
     k = best[0].shape[1]
     similarity = jnp.matmul(
         _unit(queries), _unit(candidates).T, precision=jax.lax.Precision.HIGHEST
     )
     here = jnp.arange(len(candidates), dtype=jnp.int32)
-    similarity = jnp.where(here < count, similarity, -jnp.inf)
+    similarity = jnp.where(usable, similarity, -jnp.inf)
     index = jnp.broadcast_to(first + here, similarity.shape)
     # Earlier ones come first, and top_k keeps the first of equals.
     similarity = jnp.concatenate([best[0], similarity], axis=1)
@@ -136,7 +146,7 @@ def _unit(x):
 
 
 def _padded(rows: np.ndarray, count: int) -> np.ndarray:
-    return np.pad(rows, ((0, count - len(rows)), (0, 0)))
+    return np.pad(rows, ((0, count - len(rows)), *[(0, 0)] * (rows.ndim - 1)))
 
 
 def _placed(array: np.ndarray, *, mesh: Mesh | None, spread: bool) -> jax.Array:
@@ -146,10 +156,3 @@ def _placed(array: np.ndarray, *, mesh: Mesh | None, spread: bool) -> jax.Array:
     else:
         sharding = NamedSharding(mesh, BATCH if spread else PartitionSpec())
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
-
-
-def _labelled(split: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Without the images to leave out; a copy only where there are some."""
-    features, labels = split
-    usable = labels >= 0
-    return (features, labels) if usable.all() else (features[usable], labels[usable])

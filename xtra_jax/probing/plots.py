@@ -12,6 +12,7 @@ from xtra_jax.probing.results import History, Results, best_head, describe_group
 _COLORS = {"attentive": "#1f5fa8", "linear": "#c45a00"}
 _INK, _FAINT, _GRID = "#1e2024", "#63676f", "#dfe2e7"
 _DASHES = ("-", "--", ":", "-.")
+_MARKERS = "os^DvPX"  # the next one each time that the dashes begin anew
 _COLUMNS = 3  # panels side by side
 _PANEL = (4.6, 3.6)  # inches
 _ALONE = (7.0, 4.8)
@@ -47,7 +48,7 @@ def draw_rates(studies: Mapping[str, Results]) -> bytes:
     FigureCanvasAgg(figure)
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
-    styles = _styles(studies)
+    styles = line_styles(studies)
     for panel, (label, results) in zip(axes, studies.items(), strict=False):
         _draw_panel(panel, label, results, styles)
     for panel in axes[len(studies) :]:
@@ -65,7 +66,7 @@ def draw_rates(studies: Mapping[str, Results]) -> bytes:
     return picture.getvalue()
 
 
-def _styles(studies: Mapping[str, Results]) -> dict[str, dict]:
+def line_styles(studies: Mapping[str, Results]) -> dict[str, dict]:
     """How a line is drawn, by what its heads share: the same in every panel."""
     kinds = {
         name: curve[0].kind
@@ -74,8 +75,12 @@ def _styles(studies: Mapping[str, Results]) -> dict[str, dict]:
     }
     styles = {}
     for name, kind in kinds.items():
-        before = [other for other in styles if kinds[other] == kind]
-        styles[name] = {"color": _COLORS[kind], "linestyle": _DASHES[len(before) % len(_DASHES)]}
+        turn, dash = divmod(sum(kinds[other] == kind for other in styles), len(_DASHES))
+        styles[name] = {
+            "color": _COLORS[kind],
+            "linestyle": _DASHES[dash],
+            "marker": _MARKERS[turn % len(_MARKERS)],
+        }
     return styles
 
 
@@ -83,10 +88,7 @@ def _legend(styles: Mapping[str, dict]) -> list:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    lines = [
-        Line2D([], [], marker="o", markersize=4, label=name, **style)
-        for name, style in styles.items()
-    ]
+    lines = [Line2D([], [], markersize=4, label=name, **style) for name, style in styles.items()]
     star = Line2D([], [], marker="*", markersize=12, color=_FAINT, linestyle="", label="chosen")
     return [*lines, star, Patch(color=_FAINT, alpha=0.2, label="95 % bootstrap interval")]
 
@@ -116,7 +118,6 @@ def _draw_curve(panel, curve: Sequence[History], starred: History | None, style:
         rates,
         [100 * history.test.accuracy for history in curve],
         linewidth=1.8 if starred else 1.1,
-        marker="o",
         markersize=4 if starred else 3,
         **style,
     )

@@ -153,7 +153,8 @@ class Provenance:
         select: where the best head is chosen: "test", the reported examples, or "heldout", a part
           of the training examples that was held out.
         unreadable: reported examples that could not be decoded, which count nowhere.
-        seconds: that the study took, all its processes and continuations taken together.
+        seconds: that the study took, its continuations included as far as they were saved: what
+            passed between the last save and a kill is lost. Processes side by side count once.
         devices: see `device_names`.
         versions: see `versions`.
     """
@@ -227,13 +228,14 @@ def read_results(folder: os.PathLike | str) -> Results:
     """
     path = absolute(folder) / RESULTS
     with explained(f"cannot read {path}"):
-        text = path.read_text()
+        text = path.read_bytes()
     try:
         found = json.loads(text)
-        histories = tuple(map(_history, found["heads"]))
-        return Results(histories, Provenance(**found["provenance"]))
-    except (ValueError, KeyError, TypeError) as error:
+        results = Results(tuple(map(_history, found["heads"])), Provenance(**found["provenance"]))
+        _check(results)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not the file of a study of probes ({error!r})") from None
+    return results
 
 
 def find_results(probes: epath.Path, name: str = RESULTS) -> list[epath.Path]:
@@ -308,6 +310,30 @@ def _history(head: dict[str, Any]) -> History:
         class_correct=np.asarray(head["class_correct"]),
         class_total=np.asarray(head["class_total"]),
     )
+
+
+def _check(results: Results) -> None:
+    """ValueError where a file has the right names, and what stands there is no study."""
+    histories, provenance = results
+    if not histories:
+        raise ValueError("no heads")
+    for history in histories:
+        if history.kind not in ("attentive", "linear"):
+            raise ValueError(f"heads of kind {history.kind!r}")
+        if not history.evaluations:
+            raise ValueError("a head without evaluations")
+        for entry in (*history.evaluations, history.test):
+            if not 0 <= entry.correct <= entry.total or entry.total < 1:
+                raise ValueError(f"{entry.correct} of {entry.total} examples correct")
+        hits, sizes = history.class_correct, history.class_total
+        if hits.ndim != 1 or hits.shape != sizes.shape or sizes.sum() < 1:
+            raise ValueError("counts of the classes that do not go together")
+    data = provenance.config["data"]
+    for key in ("dataset", "eval_split"):
+        if not isinstance(data[key], str):
+            raise ValueError(f"data.{key} is {data[key]!r}")
+    if not isinstance(provenance.pretraining["model"]["patch_size"], int):
+        raise ValueError("no config of the pretraining")
 
 
 def _evaluation(entry: dict[str, Any]) -> Evaluation:

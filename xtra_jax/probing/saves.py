@@ -3,15 +3,18 @@
 The folder of a probe:
 
     checkpoints/<step>/    while it is trained: the heads, and what was found out so far
-    features/              what is computed once, see `xtra_jax.probing.cache`
+    features/              what is computed once, of an encoder that belongs to no run; see
+                           `xtra_jax.probing.cache`
+    lock                   kept by the command that trains it
     results.json, ...      when it is complete, see `xtra_jax.probing.results`
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -19,6 +22,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from xtra_jax.config import config_diff, from_dict
+from xtra_jax.data.prepare.files import locked
 from xtra_jax.errors import UserError
 from xtra_jax.probing.results import RESULTS, Results, read_results
 from xtra_jax.probing.sweep import ProbeState
@@ -26,7 +30,9 @@ from xtra_jax.probing.tally import Tally
 from xtra_jax.training.agreement import from_the_first
 from xtra_jax.training.checkpoint import Checkpointer, checkpoint_directory, read_config
 from xtra_jax.training.restore import complete_steps, find_checkpoint, read_json
-from xtra_jax.training.storage import absolute
+from xtra_jax.training.storage import absolute, explained, is_local
+
+_LOCK, _REMOVED = "lock", "-removed"
 
 # Where and how the numbers are computed, and where the images lie: these may change midway.
 _FREE = (
@@ -158,34 +164,80 @@ def refuse_others(
 def find_complete(folder: os.PathLike | str, config: ConfigDict, encoder: str) -> Results | None:
     """What a folder holds, if that is the probe asked for and complete.
 
-    To be called by all processes of a run, which agree on it. A checkpoint left behind by one that
-    was interrupted after its results were written, is removed.
+    To be called by all processes of a run, which agree on it. It only reads.
 
     Raises:
         UserError: it is complete and another one; or the folder is that of a pretraining run.
     """
     folder = absolute(folder)
+    # Results first: beside them, checkpoints may be there in part, as their removal was cut off.
+    if from_the_first(int((folder / RESULTS).exists())):
+        results = read_results(folder)
+        refuse_others(
+            folder,
+            config=(results.provenance.config, config),
+            encoder=(results.provenance.checkpoint_hash, encoder),
+        )
+        return results
     checkpoints = checkpoint_directory(folder)
-    steps = complete_steps(checkpoints) if checkpoints.is_dir() else []
-    if steps and "probe" not in read_config(checkpoints):
+    if complete_steps(checkpoints) and "probe" not in read_config(checkpoints):
         raise UserError(
             f"{folder} is the working directory of a pretraining run: give another --out to a probe"
         )
-    if not from_the_first(int((folder / RESULTS).exists())):
-        return None
-    results = read_results(folder)
-    refuse_others(
-        folder,
-        config=(results.provenance.config, config),
-        encoder=(results.provenance.checkpoint_hash, encoder),
-    )
-    if steps:
-        remove_checkpoints(checkpoints)
-    return results
+    return None
 
 
-def remove_checkpoints(directory: epath.Path) -> None:
-    """Removes what a complete probe no longer needs; called by all processes of a run."""
+@contextlib.contextmanager
+def alone_in(folder: epath.Path) -> Iterator[None]:
+    """Keeps a second command out of a probe's folder, which is made; ends with the process.
+
+    To be called by all processes of a run; the first one holds the folder for all. On object stores
+    nothing is kept out.
+
+    Raises:
+        UserError: another command is at work there, or it cannot be written; in every process.
+    """
+    refusal = UserError(f"another command is already probing in {folder}: let it finish")
+    with contextlib.ExitStack() as stack:
+        refused = False
+        if jax.process_index() == 0:
+            try:
+                with explained(f"cannot write to {folder}"):
+                    folder.mkdir(parents=True, exist_ok=True)
+                    stack.enter_context(locked(folder / _LOCK, str(refusal)))
+            except UserError as error:
+                refused, refusal = True, error
+        if from_the_first(int(refused)):
+            raise refusal
+        yield
+
+
+def clean_up(folder: epath.Path) -> None:
+    """Removes what a complete probe no longer needs; called by all processes of a run.
+
+    Checkpoints that no probe is known to have written are left where they are.
+
+    Raises:
+        UserError: the file system refuses it.
+    """
     from_the_first(0)  # waits until all are through with it
-    if jax.process_index() == 0:
-        directory.rmtree()
+    if jax.process_index():
+        return
+    checkpoints = checkpoint_directory(folder)
+    removed = checkpoints.with_name(checkpoints.name + _REMOVED)
+    what = f"cannot remove the checkpoints of the complete probe in {folder}"
+    # What another command removes at the same time, is removed.
+    with explained(what), contextlib.suppress(FileNotFoundError):
+        removed.rmtree(missing_ok=True)  # by one that was cut off
+        if _of_a_probe(checkpoints):
+            if is_local(checkpoints):  # so that no part of it is ever found in its place
+                checkpoints = checkpoints.rename(removed)
+            checkpoints.rmtree(missing_ok=True)
+        (folder / _LOCK).unlink(missing_ok=True)
+
+
+def _of_a_probe(checkpoints: epath.Path) -> bool:
+    try:
+        return bool(complete_steps(checkpoints)) and "probe" in read_config(checkpoints)
+    except UserError:
+        return False

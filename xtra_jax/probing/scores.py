@@ -88,7 +88,7 @@ def evaluate(
     for counts in running:
         sums = _added(sums, counts)
     if sums is None or not sums["total"]:
-        raise UserError("The evaluation has no readable example: check the evaluation split.")
+        raise UserError("the evaluation has no readable example: check the evaluation split")
     return Scores(
         correct=sums["correct"],
         correct5=sums.get("correct5", {}),
@@ -119,8 +119,8 @@ def inputs(batch: Batch, groups: Mapping[str, HeadGroup]) -> dict[str, np.ndarra
     wrong = valid & ((labels < 0) | (labels >= num_classes))
     if wrong.any():
         raise UserError(
-            f"The label of record {batch['index'][wrong][0]} is {labels[wrong][0]}: a probe of "
-            f"{num_classes} classes needs labels from 0 to {num_classes - 1}."
+            f"the label of record {batch['index'][wrong][0]} is {labels[wrong][0]}: a probe of "
+            f"{num_classes} classes needs labels from 0 to {num_classes - 1}"
         )
     taken = {name: array for name, array in batch.items() if name != "index"}
     return taken | {"unreadable": (batch["index"] >= 0) & ~valid}

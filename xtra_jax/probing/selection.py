@@ -31,20 +31,28 @@ class Images(NamedTuple):
     chosen_on: Source
     test: Source
 
+    def digest(self) -> str:
+        """Tells the images of all three, and their order."""
+        return " ".join(source.digest() for source in self)
+
 
 def open_images(config: ConfigDict) -> Images:
     """Opens what a probe's config names.
 
     Raises:
-        UserError: there is no such data set or split, it has other classes than the config says, or
-            too few images of each to hold some out.
+        UserError: there is no such data set or split, it has other classes than the config says or
+            than the one it is evaluated on, or too few images of each to hold some out.
     """
     data = config.data
     if not data.eval_split:
         raise UserError("data.eval_split is empty: a probe needs images to tell its accuracy on")
     train, test = open_training_source(config), open_eval_source(config)
     _check_labels(train, data.dataset, data.train_split, data.num_classes)
-    _check_labels(test, data.eval_dataset or data.dataset, data.eval_split, data.num_classes)
+    evaluated = data.eval_dataset or data.dataset
+    _check_labels(test, evaluated, data.eval_split, data.num_classes)
+    check_same_classes(
+        (f"{data.dataset} ({data.train_split})", train), (f"{evaluated} ({data.eval_split})", test)
+    )
     if config.select == "test":
         return Images(train, test, test)
     return Images(*hold_out(train, config.heldout_fraction, config.seed), test)
@@ -78,6 +86,28 @@ def hold_out(source: Source, fraction: float, seed: int) -> tuple[Subset, Subset
             "two training images"
         )
     return Subset(source, np.flatnonzero(~held)), Subset(source, np.flatnonzero(held))
+
+
+def check_same_classes(one: tuple[str, Source], other: tuple[str, Source]) -> None:
+    """UserError where labels mean one thing in one source and another thing in the other.
+
+    Sources without names of their classes pass.
+
+    Args:
+        one, other: what to call a source, and the source.
+    """
+    (name, ours), (other_name, theirs) = (
+        (name, tuple(source.class_names)) for name, source in (one, other)
+    )
+    if not ours or not theirs or ours == theirs:
+        return
+    label, (a, b) = next(
+        (i, pair) for i, pair in enumerate(itertools.zip_longest(ours, theirs)) if len({*pair}) > 1
+    )
+    raise UserError(
+        f"label {label} is {a} in {name} and {b} in {other_name}: both need the same classes in "
+        "the same order"
+    )
 
 
 def _check_labels(source: Source, dataset: str, split: str, num_classes: int) -> None:

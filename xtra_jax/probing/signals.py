@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from functools import partial
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -26,6 +27,8 @@ from xtra_jax.probing.few_shot import few_shot_accuracy
 from xtra_jax.probing.frozen import batch_for, check_finite, feature_step, workers_for
 from xtra_jax.probing.kept import usable_labels
 from xtra_jax.probing.knn import knn_accuracy
+from xtra_jax.probing.selection import check_same_classes
+from xtra_jax.training.agreement import text_from_the_first
 from xtra_jax.training.loop import Evaluation
 from xtra_jax.training.one_pass import outputs
 from xtra_jax.training.recipe import evaluation_transform, execution_of
@@ -38,8 +41,8 @@ def make_signals(config: ConfigDict, spec: XTRASpec, mesh: Mesh) -> dict[str, Ev
     draws, `knn_20` of 20 neighbours; and `seconds`, the time that all of it took.
 
     Raises:
-        UserError: the data set is not there, or has no labels. The evaluation raises it too, where
-            no image can be read.
+        UserError: the data set is not there, has no labels, or another process has another one.
+            The evaluation raises it too, where no image can be read.
     """
     signals = config.signals
     if not signals.every:
@@ -50,6 +53,13 @@ def make_signals(config: ConfigDict, spec: XTRASpec, mesh: Mesh) -> dict[str, Ev
             f"signals.dataset={signals.dataset} has {_classes(train)} in {signals.train_split} and "
             f"{_classes(test)} in {signals.eval_split}: few-shot and k-NN need the same classes in "
             "both"
+        )
+    check_same_classes((signals.train_split, train), (signals.eval_split, test))
+    records = train.digest() + test.digest()
+    if records != text_from_the_first(records):
+        raise UserError(
+            f"process {jax.process_index()} finds other images of signals.dataset="
+            f"{signals.dataset} than process 0, or in another order: give all hosts the same copy"
         )
     pixels = 3 * spec.grid.image_size**2 * (len(train) + len(test))
     keep = pixels <= signals.max_gib * 2**30

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import zlib
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
 import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from xtra_jax.config import load
+from xtra_jax.config import load, with_encoder_input
 from xtra_jax.data.sources import NotPrepared
 from xtra_jax.errors import UserError
 from xtra_jax.probing.job import (
-    Encoder,
     Outcome,
+    encoder_of,
     folder_of,
     open_probed,
     probe,
     probe_encoder,
 )
-from xtra_jax.probing.results import Results
+from xtra_jax.probing.results import RESULTS, Results, read_results
+from xtra_jax.probing.saves import find_complete
 from xtra_jax.probing.table import make_table, write_tables
 from xtra_jax.training.agreement import from_the_first
 from xtra_jax.training.progress import Progress
@@ -69,8 +71,10 @@ def probe_all(
     The same again goes on where it was interrupted, and does not repeat what is complete. The
     folder holds the results of the one data set; or a folder for each, and a table over all.
 
-    Of several, those that are not prepared are told of at once and left out. What else is wrong
-    with one of them ends the study when its turn comes; what the others came to is kept.
+    Of several, those that are neither complete nor prepared are told of at once and left out; a
+    folder of one that holds another probe is refused at once. What else is wrong with one of them
+    ends the study when its turn comes; what the others came to is kept. The table is over all that
+    the folder holds of this encoder, so that a study of fewer data sets takes none out of it.
 
     Args:
         argument: the config, as `xtra_jax.config.load` takes it. What `datasets` names are other
@@ -91,26 +95,33 @@ def probe_all(
     configs = configs_of(argument, config.datasets, overrides)
     opened = open_probed(config, encoder_config)
     folder = folder_of(config, opened, out)
-    main = jax.process_index() == 0
-    say = Progress(0, active=main)
-    missing = not_prepared(configs)
-    _check_same_everywhere(missing)
-    for name, remedy in missing.items():
-        say.note(f"{name} is left out: {remedy}")
-    encoder = Encoder.of(opened.params, opened.config, opened.name)
-    stop, asked, results = stop or Stop(), 0, {}
+    encoder = encoder_of(opened, folder)
+    complete = {}
     for name, one in configs.items():
-        if name in missing:
-            continue
-        say.note(f"probing {name}, {len(results) + 1} of {len(configs) - len(missing)}")
-        outcome = probe_encoder(one, encoder, folder / name, stop=stop, asked=asked)
+        one = with_encoder_input(one, encoder.pretraining)
+        results = find_complete(folder / name, one, encoder.sha256)
+        if results is not None:
+            complete[name] = results
+    missing = left_out(configs, complete)
+    main = jax.process_index() == 0
+    others = _others(folder, configs, encoder.sha256) if main else {}
+    if complete and main:
+        write_tables(folder, _in_order(configs, complete) | others)
+    say = Progress(0, active=main)
+    stop, asked = stop or Stop(), 0
+    present = [name for name in configs if name not in missing]
+    for number, name in enumerate(present, start=1):
+        say.note(f"probing {name}, {number} of {len(present)}")
+        outcome = probe_encoder(configs[name], encoder, folder / name, stop=stop, asked=asked)
         if outcome.results is None:
-            return Studied(folder, results, missing, outcome)
+            return Studied(folder, _in_order(configs, complete), missing, outcome)
         asked = max(asked, outcome.asked)
-        results[name] = outcome.results
+        if name in complete:
+            continue
+        complete[name] = outcome.results
         if main:
-            write_tables(folder, results)
-    return Studied(folder, results, missing)
+            write_tables(folder, _in_order(configs, complete) | others)
+    return Studied(folder, _in_order(configs, complete), missing)
 
 
 def configs_of(argument: str, datasets: str, overrides: Mapping[str, Any]) -> dict[str, ConfigDict]:
@@ -132,14 +143,31 @@ def configs_of(argument: str, datasets: str, overrides: Mapping[str, Any]) -> di
     return configs
 
 
-def not_prepared(configs: Mapping[str, ConfigDict]) -> dict[str, str]:
-    """How to prepare those data sets that are not there, by their names in the study."""
+def left_out(configs: Mapping[str, ConfigDict], complete: Container[str] = ()) -> dict[str, str]:
+    """How to prepare those data sets that are not there, by their names; tells the user of each.
+
+    To be called by all processes of a run.
+
+    Args:
+        complete: those that need not be there, as nothing is left to do with them.
+
+    Raises:
+        UserError: another process finds other data sets.
+    """
     missing = {}
     for name, config in configs.items():
+        if name in complete:
+            continue
         try:
             open_training_source(config), open_eval_source(config)
         except NotPrepared as error:
             missing[name] = str(error)
+        except UserError:
+            continue  # raised again when its turn comes
+    _check_same_everywhere(missing)
+    say = Progress(0, active=jax.process_index() == 0)
+    for name, remedy in missing.items():
+        say.note(f"{name} is left out: {remedy}")
     return missing
 
 
@@ -152,6 +180,24 @@ def describe(studied: Studied) -> str:
     if studied.stopped:
         lines.append(studied.stopped.stopped())
     return "\n".join(lines)
+
+
+def _in_order(configs: Iterable[str], results: Mapping[str, Results]) -> dict[str, Results]:
+    return {name: results[name] for name in configs if name in results}
+
+
+def _others(folder: epath.Path, names: Container[str], encoder: str) -> dict[str, Results]:
+    """What a study's folder holds of the encoder besides the data sets of these names."""
+    found = {}
+    for file in sorted(folder.glob(f"*/{RESULTS}")) if folder.is_dir() else ():
+        name = file.parent.name
+        if name in names:
+            continue
+        with contextlib.suppress(UserError):  # of a file that is damaged
+            results = read_results(file.parent)
+            if results.provenance.checkpoint_hash == encoder:
+                found[name] = results
+    return found
 
 
 def _check_same_everywhere(missing: Mapping[str, str]) -> None:

@@ -62,7 +62,7 @@ class HeadGroup:
         width, num_classes: width of the features, number of classes.
         settings: one head each.
         norm: batch-normalise the features (an attentive head always does).
-        num_heads, num_queries, kv_bias, output_norm: see `heads.attentive_init`; attentive only.
+        num_heads, num_queries: see `heads.attentive_init`; attentive only.
 
     Raises:
         UserError: for an unknown kind, an empty list of settings, or a `num_heads` that does not
@@ -77,18 +77,16 @@ class HeadGroup:
     norm: bool = True
     num_heads: int = 16
     num_queries: int = 1
-    kv_bias: bool = False
-    output_norm: bool = False
 
     def __post_init__(self):
         if self.kind not in ("attentive", "linear"):
-            raise UserError(f"A probe is 'attentive' or 'linear', not {self.kind!r}.")
+            raise UserError(f"a probe is 'attentive' or 'linear', not {self.kind!r}")
         if not self.settings:
-            raise UserError(f"The {self.kind} probe has no learning rate: name at least one.")
+            raise UserError(f"the {self.kind} probe has no learning rate: name at least one")
         if self.kind == "attentive" and self.width % self.num_heads:
             raise UserError(
-                f"An attentive probe of {self.num_heads} heads does not fit features of width "
-                f"{self.width}: choose a number of heads that divides the width."
+                f"an attentive probe of {self.num_heads} heads does not fit features of width "
+                f"{self.width}: choose a number of heads that divides the width"
             )
 
     @property
@@ -102,13 +100,7 @@ class HeadGroup:
         shape = {"width": self.width, "num_classes": self.num_classes}
         if self.kind == "linear":
             return heads.linear_init(key, **shape, norm=self.norm)
-        return heads.attentive_init(
-            key,
-            **shape,
-            num_queries=self.num_queries,
-            kv_bias=self.kv_bias,
-            output_norm=self.output_norm,
-        )
+        return heads.attentive_init(key, **shape, num_queries=self.num_queries)
 
     def logits(
         self,

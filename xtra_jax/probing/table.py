@@ -33,7 +33,9 @@ class Row:
         accuracy, interval: top-1 on the reported examples, with its 95 % bootstrap interval.
         accuracy5: top-5; None where there are at most five classes.
         mean_per_class, mean_per_class_interval: where that is the data set's convention, else None.
-        published: top-1 in percent that XTRA reports for an encoder of this size, if it does.
+        benchmark: what it took part in as published, see `reference.benchmark_of`, else "".
+        encoder: size and patch, such as "B/16", else "".
+        published: top-1 in percent that XTRA reports for such an encoder there, if it does.
         total, unreadable: reported examples, and those that could not be decoded.
     """
 
@@ -54,6 +56,8 @@ class Row:
     accuracy5: float | None
     mean_per_class: float | None
     mean_per_class_interval: tuple[float, float] | None
+    benchmark: str
+    encoder: str
     published: reference.Published | None
     total: int
     unreadable: int
@@ -124,8 +128,9 @@ def make_row(label: str, results: Results, kind: str) -> Row:
     rates = sorted({history.setting.rate for history in histories if history.kind == kind})
     dataset, test = provenance.dataset, best.test
     per_class = reference.reports_mean_per_class(dataset)
+    benchmark = reference.benchmark_of(provenance.config["data"])
     encoder = reference.encoder_name(provenance.pretraining)
-    published = reference.published(dataset, kind, encoder)
+    published = reference.published(benchmark, kind, encoder)
     return Row(
         label=label,
         dataset=dataset,
@@ -146,6 +151,8 @@ def make_row(label: str, results: Results, kind: str) -> Row:
         mean_per_class_interval=(
             mean_per_class_interval(best.class_correct, best.class_total) if per_class else None
         ),
+        benchmark=benchmark,
+        encoder=encoder,
         published=published[0] if published else None,
         total=test.total,
         unreadable=provenance.unreadable,
@@ -259,8 +266,8 @@ def _notes(rows: Sequence[Row], studies: Mapping[str, Results]) -> list[str]:
         if missing:
             notes.append(f"{label} is conventionally reported by {missing}: not computed here.")
     notes += dict.fromkeys(_others(row) for row in rows if row.published)
-    if _average(rows):
-        averages = [f"{name} {mean:.1f}" for name, mean in reference.PUBLISHED_AVERAGES.items()]
+    averages = [f"{name} {mean:.1f}" for name, mean in _published_averages(rows).items()]
+    if averages:
         notes.append(f"Published averages of the fifteen, attentive: {_listed(averages)} %.")
     notes += dict.fromkeys(
         f"{row.label}: {row.unreadable:,} images could not be decoded and count nowhere."
@@ -277,27 +284,39 @@ def _notes(rows: Sequence[Row], studies: Mapping[str, Results]) -> list[str]:
 
 def _others(row: Row) -> str:
     """What other methods reach in the place of a published number."""
-    found = reference.published(row.dataset, row.kind, row.published.encoder)
+    found = reference.published(row.benchmark, row.kind, row.encoder)
     numbers = ", ".join(f"{p.method} {p.accuracy:.1f}" for p in found)
-    return (
-        f"Published top-1 of {row.published.encoder} encoders on {row.dataset}, {row.kind}: "
-        f"{numbers} %."
-    )
+    return f"Published top-1 of {row.encoder} encoders on {row.benchmark}, {row.kind}: {numbers} %."
 
 
 def _average(rows: Sequence[Row]) -> dict[str, str]:
-    """The cells of the mean over the fifteen benchmarks, where all of them are there."""
-    top1 = {row.label: row.accuracy for row in rows if row.kind == "attentive"}
-    if reference.BENCHMARKS - top1.keys():
+    """The cells of the mean over the fifteen benchmarks, where each of them is there once."""
+    found = _fifteen(rows)
+    if not found:
         return {}
-    mean = sum(top1[name] for name in reference.BENCHMARKS) / len(reference.BENCHMARKS)
-    name, published = next(iter(reference.PUBLISHED_AVERAGES.items()))
+    published = [f"{mean:.1f} ({name})" for name, mean in _published_averages(rows).items()]
     return {
-        "data set": f"average of {len(reference.BENCHMARKS)}",
+        "data set": f"average of {len(found)}",
         "probe": "attentive",
-        "top-1 %": _percent(mean),
-        "published %": f"{published:.1f} ({name})",
+        "top-1 %": _percent(sum(row.accuracy for row in found) / len(found)),
+        "published %": published[0] if published else "",
     }
+
+
+def _published_averages(rows: Sequence[Row]) -> dict[str, float]:
+    """The published averages that belong beside ours: those of encoders of the same size."""
+    encoders = {row.encoder if row.benchmark else "" for row in _fifteen(rows)}
+    return reference.PUBLISHED_AVERAGES.get(encoders.pop(), {}) if len(encoders) == 1 else {}
+
+
+def _fifteen(rows: Sequence[Row]) -> list[Row]:
+    """The attentive rows of the benchmarks, where each has one; else none."""
+    attentive = {name: [] for name in reference.BENCHMARKS}
+    for row in rows:
+        if row.kind == "attentive":
+            attentive.get(reference.set_name(row.dataset), []).append(row)
+    once = all(len(found) == 1 for found in attentive.values())
+    return [row for (row,) in attentive.values()] if once else []
 
 
 def _marked(row: Row) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from xtra_jax.probing.bootstrap import accuracy_interval
 from xtra_jax.probing.plots import rate_curves
+from xtra_jax.probing.reference import set_name
 from xtra_jax.probing.results import History, Results, best_head, describe_group, head_name
 from xtra_jax.probing.table import make_table
 from xtra_jax.report import html
@@ -38,23 +39,29 @@ def probes(run: Run, pictures: Pictures, command: str) -> str:
 def highlights(studies: Sequence[Study], sha256: str) -> list[tuple[str, str, str]]:
     """The accuracy that each kind of probe reached on an encoder, as (kind, percent, where).
 
-    Over several data sets it is their mean.
+    Over several data sets it is their mean. Where several studies are of the same set, the most
+    accurate one counts, and `where` says so.
     """
-    reached: dict[str, dict[str, float]] = {}
+    reached: dict[str, dict[str, list[float]]] = {}
     for study in studies:
-        for label, (histories, provenance) in study.results.items():
+        for histories, provenance in study.results.values():
             if provenance.checkpoint_hash == sha256:
                 for kind in dict.fromkeys(history.kind for history in histories):
+                    of = reached.setdefault(kind, {})
                     accuracy = best_head(histories, kind).test.accuracy
-                    reached.setdefault(kind, {}).setdefault(label, accuracy)
-    return [
-        (
-            kind,
-            f"{100 * sum(of.values()) / len(of):.2f} %",
-            next(iter(of)) if len(of) == 1 else f"mean of {len(of)} data sets",
-        )
-        for kind, of in reached.items()
-    ]
+                    of.setdefault(set_name(provenance.dataset), []).append(accuracy)
+    tiles = []
+    for kind, of in reached.items():
+        most = max(map(len, of.values()))
+        mean = sum(map(max, of.values())) / len(of)
+        if len(of) == 1:
+            where = next(iter(of)) + (f", the best of {most} studies" if most > 1 else "")
+        else:
+            where = f"mean of {len(of)} data sets" + (
+                ", the best study of each" if most > 1 else ""
+            )
+        tiles.append((kind, f"{100 * mean:.2f} %", where))
+    return tiles
 
 
 def _training_free(run: Run) -> str:
@@ -64,17 +71,14 @@ def _training_free(run: Run) -> str:
     header = ("data set", "by", "features", "top-1 %", "images", "encoder")
     lines = [
         (
-            found["config"]["data"]["dataset"],
-            f"{result['neighbours']} nearest neighbours"
-            if "neighbours" in result
-            else f"{result['shots']} of each class",
-            result["features"],
-            f"{100 * result['accuracy']:.2f}",
-            f"{found['test_images']:,}",
-            found["checkpoint"],
+            found.dataset,
+            found.by,
+            found.features,
+            f"{100 * found.accuracy:.2f}",
+            f"{found.images:,}",
+            found.checkpoint,
         )
         for found in run.measured
-        for result in found["results"]
     ]
     return f"<h3>Without training</h3>{html.table(header, lines)}"
 

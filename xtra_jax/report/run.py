@@ -37,6 +37,26 @@ class Study:
 
 
 @dataclasses.dataclass(frozen=True)
+class Measured:
+    """An accuracy of features that was measured without training.
+
+    Attributes:
+        dataset: what it was measured on.
+        by: "20 nearest neighbours" or "5 of each class".
+        features: of which layers.
+        accuracy: 0 to 1, on this many `images`.
+        checkpoint: whose features they are.
+    """
+
+    dataset: str
+    by: str
+    features: str
+    accuracy: float
+    images: int
+    checkpoint: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Run:
     """A run.
 
@@ -50,7 +70,7 @@ class Run:
         position: of the data at the newest checkpoint: `examples`, and `records`, their digest.
         libraries: versions that wrote the newest checkpoint, by package.
         studies: what probes found out.
-        measured: few-shot and k-NN of checkpoints, as `few_shot.json` and `knn.json` have them.
+        measured: what `few_shot.json` and `knn.json` say of checkpoints.
         unreadable: files of studies that are none, each as a sentence.
         imported: what `import.json` says, where the weights came from elsewhere.
         bad_images: how many images it could not use.
@@ -65,7 +85,7 @@ class Run:
     position: Mapping[str, Any]
     libraries: Mapping[str, str]
     studies: tuple[Study, ...]
-    measured: tuple[Mapping[str, Any], ...]
+    measured: tuple[Measured, ...]
     unreadable: tuple[str, ...]
     imported: Mapping[str, Any] | None
     bad_images: int
@@ -117,7 +137,8 @@ def read_run(path: os.PathLike | str) -> Run:
         config.update(from_dict(saved))
     position = read_json(newest, "position") if newest else {}
     metrics = read_metrics(workdir) if (workdir / "metrics.jsonl").exists() else []
-    studies, unreadable = _studies(workdir / "probes")
+    studies, damaged_studies = _studies(workdir / "probes")
+    measured, damaged = _measured(workdir / "probes")
     imported = workdir / "import.json"
     return Run(
         path=workdir,
@@ -129,8 +150,8 @@ def read_run(path: os.PathLike | str) -> Run:
         position=position or {},
         libraries=(read_json(newest, "metadata") or {}).get("libraries", {}) if newest else {},
         studies=studies,
-        measured=_measured(workdir / "probes"),
-        unreadable=unreadable,
+        measured=measured,
+        unreadable=damaged_studies + damaged,
         imported=_json(imported) if imported.exists() else None,
         bad_images=_lines(workdir, "bad_images*.txt"),
     )
@@ -155,10 +176,39 @@ def _studies(folder: epath.Path) -> tuple[tuple[Study, ...], tuple[str, ...]]:
     return tuple(Study(name, results) for name, results in found.items()), tuple(unreadable)
 
 
-def _measured(folder: epath.Path) -> tuple[Mapping[str, Any], ...]:
+def _measured(folder: epath.Path) -> tuple[tuple[Measured, ...], tuple[str, ...]]:
+    """Few-shot before k-NN, each in the order of their studies."""
+    found, unreadable = [], []
     with explained(f"cannot read {folder}"):
         files = [file for name in _TRAINING_FREE for file in find_results(folder, name)]
-    return tuple(map(_json, files))
+    for file in files:
+        try:
+            found += _accuracies(_json(file))
+        except UserError as error:
+            unreadable.append(str(error))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            what = "not the file of a few-shot or nearest-neighbour evaluation"
+            unreadable.append(f"{file} is {what} ({error!r})")
+    return tuple(found), tuple(unreadable)
+
+
+def _accuracies(found: Mapping[str, Any]) -> list[Measured]:
+    data = found["config"]["data"]
+    return [
+        Measured(
+            dataset=str(data.get("eval_dataset") or data["dataset"]),
+            by=(
+                f"{result['neighbours']} nearest neighbours"
+                if "neighbours" in result
+                else f"{result['shots']} of each class"
+            ),
+            features=str(result["features"]),
+            accuracy=float(result["accuracy"]),
+            images=int(found["test_images"]),
+            checkpoint=str(found["checkpoint"]),
+        )
+        for result in found["results"]
+    ]
 
 
 def _planned(config: ConfigDict, position: Mapping[str, Any] | None) -> int | None:
@@ -170,7 +220,7 @@ def _planned(config: ConfigDict, position: Mapping[str, Any] | None) -> int | No
 
 def _json(path: epath.Path) -> dict[str, Any]:
     with explained(f"cannot read {path}"):
-        content = path.read_text()
+        content = path.read_bytes()
     try:
         found = json.loads(content)
     except ValueError:

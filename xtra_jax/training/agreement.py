@@ -20,6 +20,7 @@ from xtra_jax.errors import UserError
 from xtra_jax.training.storage import explained
 
 _SECONDS = 30.0  # in which network file systems show what another host has written
+_WORKDIR = "a --workdir that all hosts share, on a network file system or gs://"
 
 
 def check_same_run_everywhere(config: ConfigDict, examples: int, records: str) -> None:
@@ -27,7 +28,7 @@ def check_same_run_everywhere(config: ConfigDict, examples: int, records: str) -
 
     Args:
         examples: that this process's copy of the training set has.
-        records: a digest of which they are.
+        records: a digest of which images they are, and of others that all processes need alike.
 
     Raises:
         UserError: in the process that differs from process 0, naming what differs.
@@ -47,15 +48,18 @@ def check_same_run_everywhere(config: ConfigDict, examples: int, records: str) -
         )
     if records != theirs[2]:
         raise UserError(
-            f"process {jax.process_index()} finds other training images than process 0, or in "
-            f"another order: give all hosts the same copy of {config.data.dataset}"
+            f"process {jax.process_index()} finds other images than process 0, or in another "
+            f"order: give all hosts the same copy of {config.data.dataset}"
         )
 
 
-def check_shared(directory: epath.Path) -> None:
+def check_shared(directory: epath.Path, wanted: str = _WORKDIR) -> None:
     """Finds out before the first save what would otherwise leave all processes waiting in it.
 
     To be called by all processes.
+
+    Args:
+        wanted: the end of the sentence, after "give".
 
     Raises:
         UserError: not all see what the first one writes; every process raises it.
@@ -74,7 +78,7 @@ def check_shared(directory: epath.Path) -> None:
     if not seen.all():
         raise UserError(
             f"process {int(np.argmin(seen))} of {len(seen)} does not see what process 0 writes to "
-            f"{directory}: give a --workdir that all hosts share, on a network file system or gs://"
+            f"{directory}: give {wanted}"
         )
 
 

@@ -251,7 +251,7 @@ def test_a_second_command_for_the_same_folder_is_refused(images, tmp_path):
     directory = as_directory(tmp_path)
     (directory / UNFINISHED).mkdir(parents=True)
     with (
-        locked(directory / UNFINISHED),
+        locked(directory / UNFINISHED / "lock", "busy"),
         pytest.raises(UserError, match="is being prepared by another command already"),
     ):
         write(planned(images), directory, workers=1)
