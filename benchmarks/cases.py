@@ -4,7 +4,7 @@ A way is "ours" or "peer" (PyTorch, `torch_peer`) and what is changed about it, 
 
     all_blocks              keeps the last block, as published
     bfloat16                computes in bfloat16
-    huge_pages              asks the C library for huge pages
+    keep_memory             the C library keeps freed memory, see `turns.KEEP_MEMORY`
     ours: cudnn, remat=full, remat=dots, scan_layers
     peer: compiled          through torch.compile
           plain             attention in products and softmax, not PyTorch's fused one
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from benchmarks.turns import HUGE_PAGES
+from benchmarks.turns import KEEP_MEMORY
 from xtra_jax.model.execution import Execution
 from xtra_jax.model.grid import Grid
 from xtra_jax.model.variants import EncoderSpec, HeadSpec, PredictorSpec, XTRASpec, variant
@@ -32,8 +32,8 @@ VARIANTS = tuple(_PREDICTORS)
 _GRIDS = {"tiny": (128, 16, 2), "huge": (224, 14, 4)}
 _PUBLISHED_GRID = (256, 16, 4)
 
-OURS = ("all_blocks", "bfloat16", "huge_pages", "cudnn", "remat=full", "remat=dots", "scan_layers")
-PEERS = ("all_blocks", "bfloat16", "huge_pages", "compiled", "plain")
+OURS = ("all_blocks", "bfloat16", "keep_memory", "cudnn", "remat=full", "remat=dots", "scan_layers")
+PEERS = ("all_blocks", "bfloat16", "keep_memory", "compiled", "plain")
 
 
 def model(name: str, image_size: int = 0, depth: int = 0) -> XTRASpec:
@@ -82,7 +82,7 @@ class Way:
 
     @property
     def environment(self) -> dict[str, str]:
-        return HUGE_PAGES if "huge_pages" in self.changes else {}
+        return KEEP_MEMORY if "keep_memory" in self.changes else {}
 
     def execution(self) -> Execution:
         remats = [c.removeprefix("remat=") for c in self.changes if c.startswith("remat=")]

@@ -82,9 +82,17 @@ def device_name(platform: str) -> str:
     return said.splitlines()[0].strip() if said.strip() else "a GPU that nvidia-smi does not name"
 
 
-def environment(args: argparse.Namespace, case: Case) -> dict[str, str]:
-    """What a case runs under: the flags that it asks about, and a cache of compiled programs."""
-    env = dict(os.environ)
+def environment(args: argparse.Namespace, case: Case, scratch: str) -> dict[str, str]:
+    """What a case runs under: the flags that it asks about, and caches of compiled programs.
+
+    Args:
+        scratch: a folder of this case's own. PyTorch's compiler gets its cache there: a case that
+            is ended half way leaves half a file, which would fail all later ones.
+    """
+    env = os.environ | {
+        "TORCHINDUCTOR_CACHE_DIR": f"{scratch}/inductor",
+        "TRITON_CACHE_DIR": f"{scratch}/triton",
+    }
     root = str(Path(__file__).resolve().parent.parent)
     env["PYTHONPATH"] = os.pathsep.join(filter(None, [root, env.get("PYTHONPATH", "")]))
     flags = [env.get("XLA_FLAGS", ""), case.flags]
@@ -113,7 +121,10 @@ def run_case(case: Case, folder: Path, args: argparse.Namespace, seconds: float)
     out.unlink(missing_ok=True)
     log = folder / LOG
     limit = args.limit or case.limit
-    with log.open("ab") as file:
+    with (
+        log.open("ab") as file,
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch,
+    ):
         file.write(f"== {case.name}\n".encode())
         file.flush()
         start = file.tell() if log.stat().st_size < LONGEST_LOG else None
@@ -121,7 +132,7 @@ def run_case(case: Case, folder: Path, args: argparse.Namespace, seconds: float)
             [*CHILD, json.dumps(dataclasses.asdict(case)), str(out)],
             stdout=file if start is not None else subprocess.DEVNULL,
             stderr=subprocess.STDOUT if start is not None else subprocess.DEVNULL,
-            env=environment(args, case),
+            env=environment(args, case, scratch),
             process_group=0,
         )
         begin = time.monotonic()

@@ -16,11 +16,11 @@ _LAID_OUT = re.compile(r"\bf32\[([\d,]+)\]\{([\d,]+)")
 def batch_minor(program: Compiled | str | Module, batch: int, tokens: int, width: int) -> list[str]:
     """Instructions that write float32 activations whose fastest axis runs over samples or rows.
 
-    XLA chooses such a layout where activations are [batch, tokens, width] and a gradient contracts
-    both leading axes: each layer then transposes its activations, widened to float32, back and
-    forth, which was most of what flat activations save. Counted is every result of the program
-    with at least `batch * tokens * width` float32 numbers, of which the fastest axis has `batch`
-    or `batch * tokens` entries; what a fusion keeps to itself is not in memory and not counted.
+    A program that has them transposes activations, widened to float32, on their way from one
+    operation to the next, at twice the bytes, where it could have fused the widening into what
+    reads them. Counted is every result in memory with at least `batch * tokens * width` float32
+    numbers, whose fastest axis has `batch` or `batch * tokens` entries; what a fusion keeps to
+    itself is not in memory.
     """
     module = module_of(program)
     fused = {

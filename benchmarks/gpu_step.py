@@ -28,9 +28,9 @@ from xtra_jax.parallel.traffic import traffic_parts
 from xtra_jax.training.optimizer import adamw
 from xtra_jax.training.step import Objective, TrainState, make_train_step
 
-# What predictions assume: the rate that large bfloat16 products reach on an H100, and the share of
-# the memory's nominal rate that kernels reach which only wait for it.
-PRODUCT_RATE = 750e12
+# What predictions assume: the share of its peak that an H100 reaches in large bfloat16 products,
+# and that of the memory's nominal rate in kernels which only wait for it.
+PRODUCT_SHARE = 750 / 989
 MEMORY_SHARE = 0.8
 
 
@@ -225,14 +225,15 @@ def predicted(facts: dict, settings: Settings, chip: Accelerator | None) -> dict
     """Images/s before anything is timed.
 
     Returns:
-        "bound": useful operations at the device's peak; "modelled": products at `PRODUCT_RATE`, and
-        all other bytes one after another at a share of the memory's rate. None where unknown.
+        "bound": useful operations at the device's peak; "modelled": products at `PRODUCT_SHARE`,
+        then all other bytes at `MEMORY_SHARE` of the memory's rate. None where unknown.
     """
     if chip is None:
         return {"bound_images_per_s": None, "modelled_images_per_s": None}
     modelled = None
     if moved := facts.get("traffic_bytes"):
-        seconds = settings.batch * facts["product_flops_per_image"] / PRODUCT_RATE
+        seconds = settings.batch * facts["product_flops_per_image"]
+        seconds /= PRODUCT_SHARE * chip.flops
         seconds += (moved["rest"] + moved["attention"]) / (MEMORY_SHARE * chip.bandwidth)
         modelled = settings.batch / seconds
     return {

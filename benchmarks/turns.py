@@ -20,8 +20,13 @@ from pathlib import Path
 # In a contestant's process, what it does in one turn; it returns when the work is done.
 Turn = Callable[[], object]
 
-# glibc then asks for huge pages, which take 2 MiB for one page fault and not 4 KiB.
-HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+# glibc then keeps what is freed for the next allocation. Otherwise the kernel takes large buffers
+# back at once, and gives them out again page by page and zeroed, in every step.
+KEEP_MEMORY = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
+}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,8 @@ from flax import nnx
 
 from xtra_jax.model.execution import Execution
 from xtra_jax.model.grid import Grid
-from xtra_jax.model.layers import Layer, layer_norm, make_layers, run_layers
+from xtra_jax.model.layer_norm import LayerNorm
+from xtra_jax.model.layers import Layer, make_layers, run_layers
 from xtra_jax.model.linear import Linear, add_shared, normal_init
 from xtra_jax.model.masks import block_causal_mask
 from xtra_jax.model.positions import block_positions
@@ -29,7 +30,7 @@ class Encoder(nnx.Module):
             spec.depth,
             lambda: Layer(spec.width, spec.num_heads, spec.mlp_hidden, dtype=dtype, rngs=rngs),
         )
-        self.norm = layer_norm(spec.width, dtype=dtype, rngs=rngs)
+        self.norm = LayerNorm(spec.width, dtype=dtype, rngs=rngs)
 
     def __call__(self, patches, *, grid: Grid | None = None, order=None, execution, key=None):
         """Encodes patches: [batch, tokens, patch_dim] to [batch, tokens, width], normalised.

@@ -12,6 +12,7 @@ from flax import nnx
 
 from xtra_jax.model.attention import Attention
 from xtra_jax.model.execution import Execution
+from xtra_jax.model.layer_norm import LayerNorm
 from xtra_jax.model.linear import PRODUCT, Mlp
 from xtra_jax.model.stochastic_depth import (
     add_to_subset,
@@ -21,18 +22,13 @@ from xtra_jax.model.stochastic_depth import (
 )
 
 
-def layer_norm(width: int, *, dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    # The two-pass variance: the fast one cancels catastrophically on large means.
-    return nnx.LayerNorm(width, epsilon=1e-6, dtype=dtype, use_fast_variance=False, rngs=rngs)
-
-
 class Layer(nnx.Module):
     """One pre-norm transformer layer over flat activations [batch * tokens, width]."""
 
     def __init__(self, width: int, num_heads: int, hidden: int, *, dtype, rngs: nnx.Rngs):
-        self.norm1 = layer_norm(width, dtype=dtype, rngs=rngs)
+        self.norm1 = LayerNorm(width, dtype=dtype, rngs=rngs)
         self.attention = Attention(width, num_heads, dtype=dtype, rngs=rngs)
-        self.norm2 = layer_norm(width, dtype=dtype, rngs=rngs)
+        self.norm2 = LayerNorm(width, dtype=dtype, rngs=rngs)
         self.mlp = Mlp(width, hidden, width, dtype=dtype, rngs=rngs)
 
     def __call__(
