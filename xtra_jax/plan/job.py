@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib import metadata
 
 import jax
@@ -26,6 +27,18 @@ from xtra_jax.training.storage import absolute, explained, write_text
 SECONDS_PER_DAY = 86_400
 
 
+@contextlib.contextmanager
+def _compiling_anew() -> Iterator[None]:
+    """Takes no program from JAX's cache: the time that a plan tells is the compiler's."""
+    before = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
+
+
+@_compiling_anew()
 def plan(
     config: ConfigDict,
     topology: str,
@@ -57,7 +70,6 @@ def plan(
     steps = total_steps(config, images)
     mesh = make_mesh(dict(config.mesh), devices_of(chips))
     check_attention(config, mesh)
-    jax.config.update("jax_enable_compilation_cache", False)  # the time told is the compiler's
 
     attempt = compile_step(config, chips, mesh, steps, note)
     note(f"{_verdict(attempt)} (compiled in {attempt.seconds:.0f} s)")
