@@ -7,9 +7,10 @@ kept more than it has to.
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jax import lax
+
+from xtra_jax.model.linear import widened
 
 EPSILON = 1e-6
 
@@ -34,16 +35,16 @@ def normalise(x, scale, bias):
 
 
 def _forward(x, scale, bias):
-    wide = _widened(x)
+    wide = widened(x)
     mean, spread = statistics(wide)
-    y = (wide - mean) * spread * _widened(scale) + _widened(bias)
+    y = (wide - mean) * spread * widened(scale) + widened(bias)
     return y.astype(x.dtype), (x, mean, spread, scale, bias)
 
 
 def _backward(saved, dy):
     x, mean, spread, scale, bias = saved
-    normal, dy = (_widened(x) - mean) * spread, _widened(dy)
-    slope = dy * _widened(scale)
+    normal, dy = (widened(x) - mean) * spread, widened(dy)
+    slope = dy * widened(scale)
     along = (slope * normal).mean(axis=-1, keepdims=True)
     dx = spread * (slope - slope.mean(axis=-1, keepdims=True) - normal * along)
     rows = tuple(range(x.ndim - 1))
@@ -52,10 +53,6 @@ def _backward(saved, dy):
         (dy * normal).sum(rows).astype(scale.dtype),
         dy.sum(rows).astype(bias.dtype),
     )
-
-
-def _widened(x):
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 normalise.defvjp(_forward, _backward)

@@ -59,11 +59,11 @@ def _contract_backward(num_inputs, reduce_dtype, saved, dy):
     def total(x, dy):
         return lax.dot_general(x, dy, ((rows, rows), ((), ())), preferred_element_type=total_dtype)
 
-    def widened(x, dy):
+    def total_of_widened(x, dy):
         return total(x.astype(total_dtype), dy.astype(total_dtype))
 
     # XLA has no product of bfloat16 into float32 on CPUs; products of widened numbers are the same.
-    dkernel = lax.platform_dependent(x, dy, cpu=widened, default=total)
+    dkernel = lax.platform_dependent(x, dy, cpu=total_of_widened, default=total)
     return dx, dkernel.astype(kernel.dtype)
 
 
@@ -95,7 +95,7 @@ def gelu(x):
     By erf and not by erfc as `jax.nn.gelu` has it, which costs CPUs twice as much. Only x is kept
     for the gradient.
     """
-    wide = _widened(x)
+    wide = widened(x)
     return (wide * _normal_cdf(wide)).astype(x.dtype)
 
 
@@ -103,12 +103,13 @@ def _gelu_backward(x, dy):
     # The barrier keeps XLA from storing what is computed in the forward pass: erf, of x's size. On
     # GPUs it stores nothing anyway, and behind a barrier fuses less.
     x = lax.platform_dependent(x, cpu=lax.optimization_barrier, default=lambda x: x)
-    wide = _widened(x)
+    wide = widened(x)
     density = jnp.exp(-0.5 * wide * wide) * (2 * math.pi) ** -0.5
     return ((dy * (_normal_cdf(wide) + wide * density)).astype(x.dtype),)
 
 
-def _widened(x):
+def widened(x):
+    """x in float32, or its own dtype where that is wider."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 

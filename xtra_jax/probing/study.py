@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import zlib
 from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
@@ -26,7 +25,7 @@ from xtra_jax.probing.job import (
 from xtra_jax.probing.results import RESULTS, Results, read_results
 from xtra_jax.probing.saves import find_complete
 from xtra_jax.probing.table import make_table, write_tables
-from xtra_jax.training.agreement import from_the_first
+from xtra_jax.training.agreement import text_from_the_first
 from xtra_jax.training.progress import Progress
 from xtra_jax.training.recipe import open_eval_source, open_training_source
 from xtra_jax.training.stopping import Stop
@@ -202,8 +201,8 @@ def _others(folder: epath.Path, names: Container[str], encoder: str) -> dict[str
 
 def _check_same_everywhere(missing: Mapping[str, str]) -> None:
     """UserError where processes of a run find different data sets prepared."""
-    digest = zlib.crc32(",".join(missing).encode()) & 0x7FFFFFFF
-    if digest != from_the_first(digest):
+    names = ",".join(missing)
+    if names != text_from_the_first(names):
         raise UserError(
             f"process {jax.process_index()} finds other data sets than process 0 (it lacks "
             f"{', '.join(missing) or 'none'}): give all hosts the same data.data_dir"

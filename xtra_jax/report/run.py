@@ -12,7 +12,7 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
-from xtra_jax.config import from_dict, load, total_steps
+from xtra_jax.config import from_dict, saved_config, total_steps
 from xtra_jax.errors import UserError
 from xtra_jax.probing.results import Results, find_results, read_results
 from xtra_jax.training.checkpoint import checkpoint_directory, read_config
@@ -132,9 +132,7 @@ def read_run(path: os.PathLike | str) -> Run:
         )
     newest = find_checkpoint(workdir) if steps else None
     saved = read_config(newest) if newest else _json(workdir / "config.json")
-    config = load("configs/base.py")
-    with config.unlocked():
-        config.update(from_dict(saved))
+    config = saved_config(saved)
     position = read_json(newest, "position") if newest else {}
     metrics = read_metrics(workdir) if (workdir / "metrics.jsonl").exists() else []
     studies, damaged_studies = _studies(workdir / "probes")

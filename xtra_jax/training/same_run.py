@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from xtra_jax.config import config_diff, from_dict
+from xtra_jax.config import config_diff, saved_config
+from xtra_jax.config_overrides import flatten
 from xtra_jax.data.sources import Source
 from xtra_jax.errors import UserError
 
@@ -24,8 +25,6 @@ _FIXED = (
 )
 # How the same numbers are computed may change.
 _FREE = ("model.attention", "model.scan_layers", "model.remat", "model.drop_last_block")
-# What runs did that began before the key existed.
-_BEFORE = {"model.drop_path_mode": "bernoulli", "optim.mu_dtype": "float32"}
 
 
 def check_same_run(config: ConfigDict, saved: dict, workdir) -> list[str]:
@@ -35,19 +34,16 @@ def check_same_run(config: ConfigDict, saved: dict, workdir) -> list[str]:
         The other differences, in words.
     """
     changes = []
-    for key, (theirs, ours) in config_diff(from_dict(saved), config).items():
-        if theirs is None and _BEFORE.get(key) == ours:
-            continue
+    known = flatten(saved)
+    for key, (theirs, ours) in config_diff(saved_config(saved), config).items():
         folder = key == "data.data_dir" and config.data.dataset == "folder"
         fixed = folder or (key.startswith(_FIXED) and key not in _FREE)
-        # A key that did not exist when the run began, and doesn't change what it does.
-        if theirs is None and not (fixed and ours):
+        if key not in known and not fixed:  # it did not exist when the run began
             continue
         if fixed:
             raise UserError(
-                f"{workdir} holds a run with {key}={_BEFORE.get(key) if theirs is None else theirs}"
-                f", and the config now says {ours}: give another --workdir, or the config that the "
-                "run began with"
+                f"{workdir} holds a run with {key}={theirs}, and the config now says {ours}: give "
+                "another --workdir, or the config that the run began with"
             )
         changes.append(f"{key} {theirs} -> {ours}")
     return changes
