@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import attention, compile_time, show, startup, train_step
+from benchmarks import attention, compile_time, probe_sweep, show, startup, train_step
 from benchmarks import device as devices
 from benchmarks.__main__ import main
 from benchmarks.cases import Way, model
@@ -158,6 +158,15 @@ def test_where_a_peak_is_known_attention_has_its_share_of_it(monkeypatch):
     # Forward two products of the queries' and the tokens' rectangle, and backward twice that.
     assert row["mfu"] == pytest.approx(16 * 3 * 2 * 2 * tokens**2 * width / 275e12)
     assert row["t"] is False and "one after the other" in found["order"]
+
+
+def test_a_step_of_ten_heads_is_told_in_times_of_the_step_of_one(monkeypatch):
+    monkeypatch.setattr(probe_sweep, "here", lambda: devices.Device("gpu", "NVIDIA H100"))
+    found = {"clock": {1: [1.0, 2.0], 10: [2.0, 8.0]}, "processor": {1: [1.0] * 2, 10: [1.5] * 2}}
+    row = probe_sweep._row(found, 10, flops=10**12)
+    assert (row["seconds"], row["times_one head"], row["cpu_times_one head"]) == (5, 3, 1.5)
+    assert row["images_per_s"] == probe_sweep.BATCH / 5
+    assert row["mfu"] == pytest.approx(row["images_per_s"] * 1e12 / (989e12 / 2))
 
 
 def test_no_device_to_time_on_is_one_sentence(monkeypatch, capsys):
