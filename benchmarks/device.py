@@ -61,9 +61,12 @@ def here() -> Device:
 
     Raises:
         UserError: JAX finds no device.
+        RunFailed: the process that looked for it died.
     """
     try:
         return _elsewhere(_found)
+    except RunFailed:
+        raise
     except RuntimeError as error:
         first = str(error).splitlines()[0]
         raise UserError(f"JAX finds no device to time on: {first}") from None
