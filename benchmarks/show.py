@@ -7,7 +7,7 @@ _LEFT_OUT = ("spec",)
 
 
 def show(result: dict, indent: int = 0) -> None:
-    """Prints figures by name; what holds figures itself comes after them, under its name.
+    """Prints figures by name, then what holds figures itself, under its name, and ways last.
 
     Args:
         result: figures, texts, or more such; "ways" holds one for each way.
@@ -18,11 +18,11 @@ def show(result: dict, indent: int = 0) -> None:
     for name, value in plain.items():
         print(f"{'':{indent}}{name.replace('_', ' '):{width}}  {text(value)}")
     for name, value in shown.items():
-        if name == "ways":
-            table(value)
-        elif isinstance(value, dict):
+        if isinstance(value, dict) and name != "ways":
             print(f"{'':{indent}}{name.replace('_', ' ')}")
             show(value, indent + 2)
+    if "ways" in shown:
+        table(shown["ways"])
 
 
 def table(ways: dict[str, dict]) -> None:
