@@ -34,6 +34,7 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
+# Beside PyTorch where that is in $(VENV); where it is not, the results say how to install it.
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks
 

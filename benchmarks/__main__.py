@@ -1,7 +1,10 @@
 """Times a case, prints what was measured, and writes it with --out.
 
 Steps, attention and compiling are timed in several ways, in turns; ratios are to the baseline of
-the same turns. See `benchmarks/cases.py` for the ways of a step.
+the same turns. See `benchmarks/cases.py` for the ways of a step. Every case prints images/s, model
+FLOPs utilisation (where the peak rate of the device is known), peak memory and a ratio to a
+baseline of the same run, as far as they apply; `python -m benchmarks CASE --help` says which do
+not, and why.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ import argparse
 import json
 import os
 import platform
+import sys
 
 import jax
 
@@ -23,18 +27,19 @@ from benchmarks import (
     startup,
     train_step,
 )
+from benchmarks.command import Parser, at_least, check_writable, exit_code
+from benchmarks.device import here
+from benchmarks.show import show
 
 
-def main(arguments: list[str] | None = None) -> None:
-    args = _arguments(arguments)
-    device = jax.devices()[0]
-    result = {
-        "device": f"{device.platform}: {device.device_kind}, {os.cpu_count()} cores",
-        "processor": _processor(),
-        "python": platform.python_version(),
-        "jax": jax.__version__,
-        "load_before": os.getloadavg(),
-    }
+def main(arguments: list[str] | None = None) -> int:
+    """Runs a case; returns the exit code."""
+    return exit_code(lambda: _run(_arguments(arguments)))
+
+
+def _run(args: argparse.Namespace) -> None:
+    if args.out:
+        check_writable(args.out)
     options = {
         name: value
         for name, value in vars(args).items()
@@ -42,12 +47,23 @@ def main(arguments: list[str] | None = None) -> None:
     }
     if "ways" in options:
         options["ways"] = tuple(options["ways"])
-    result |= _CASES[args.case].run(args.repeats, **options)
-    result["load_after"] = os.getloadavg()
-    getattr(_CASES[args.case], "show", _show)(result)
+    load_before = os.getloadavg()
+    case = _CASES[args.case]
+    found = case.run(args.repeats, **options)
+    device = here()
+    machine = {
+        "device": f"{device.platform}: {device.kind}, {os.cpu_count()} cores",
+        "processor": _processor(),
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "load_before": load_before,
+        "load_after": os.getloadavg(),
+    }
+    show(machine)
+    getattr(case, "show", show)(found)
     if args.out:
         with open(args.out, "w") as file:
-            json.dump(result, file, indent=2)
+            json.dump(machine | found, file, indent=2)
 
 
 _CASES = {
@@ -61,8 +77,15 @@ _CASES = {
 }
 
 
+_DEFAULT_WAYS = {
+    "step": train_step.default_ways,
+    "attention": lambda: attention.WAYS,
+    "compile": lambda: compile_time.WAYS,
+}
+
+
 def _arguments(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m benchmarks",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -70,44 +93,31 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.set_defaults(case="step", repeats=15, out=None)
     parsers = parser.add_subparsers(metavar="CASE")
     for name, module in _CASES.items():
-        what = module.__doc__.splitlines()[0]
-        case = parsers.add_parser(name, help=what, description=what)
+        case = parsers.add_parser(
+            name,
+            help=module.__doc__.splitlines()[0],
+            description=module.__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
         case.set_defaults(case=name)
         case.add_argument("--out", help="a JSON file for the results")
         repeats = 3 if name in ("startup", "compile", "checkpoint") else 15
-        case.add_argument("--repeats", type=int, default=repeats, help="timed turns (%(default)s)")
+        case.add_argument(
+            "--repeats", type=at_least(1), default=repeats, help="timed turns (%(default)s)"
+        )
         if name in ("step", "attention", "compile", "checkpoint"):
             case.add_argument("--variant", choices=cases.VARIANTS, help="of the encoder (tiny)")
-        if name in ("step", "attention", "compile"):
-            case.add_argument("--batch", dest="batch_size", type=int, help="images (16)")
-            default = getattr(module, "WAYS", attention.KINDS[:2])
-            case.add_argument("--ways", nargs="+", metavar="WAY", help=f"({' '.join(default)})")
+        if name in _DEFAULT_WAYS:
+            case.add_argument("--batch", dest="batch_size", type=at_least(1), help="images (16)")
+            ways = " ".join(_DEFAULT_WAYS[name]())
+            case.add_argument("--ways", nargs="+", metavar="WAY", help=f"({ways})")
             case.add_argument("--baseline", metavar="WAY", help="for the ratios (the first)")
         if name == "step":
-            case.add_argument("--image_size", type=int, help="pixels, so how many tokens")
-            case.add_argument("--depth", type=int, help="of the encoder (the variant's)")
+            case.add_argument("--image_size", type=at_least(1), help="pixels, so how many tokens")
+            case.add_argument("--depth", type=at_least(1), help="of the encoder (the variant's)")
         if name == "attention":
             case.add_argument("--dtype", choices=("float32", "bfloat16"), help="(float32)")
     return parser.parse_args(arguments)
-
-
-def _show(result: dict) -> None:
-    for name, value in result.items():
-        if name not in ("ways", "spec", "seconds_all"):
-            print(f"{name.replace('_', ' '):22}{_text(value)}")
-    for way, row in result.get("ways", {}).items():
-        print(f"\n{way}")
-        for name, value in row.items():
-            if not name.endswith("_all") and value is not None:
-                print(f"  {name.replace('_', ' '):32}{_text(value)}")
-
-
-def _text(value) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {_text(part)}" for name, part in value.items())
-    if isinstance(value, tuple):
-        return ", ".join(map(_text, value))
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _processor() -> str:
@@ -121,4 +131,4 @@ def _processor() -> str:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

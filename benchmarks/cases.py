@@ -5,7 +5,7 @@ A way is "ours" or "peer" (PyTorch, `torch_peer`) and what is changed about it, 
     all_blocks              keeps the last block, as published
     bfloat16                computes in bfloat16
     keep_memory             the C library keeps freed memory, see `turns.KEEP_MEMORY`
-    ours: cudnn, remat=full, remat=dots, scan_layers
+    ours: cudnn (with bfloat16, on a GPU), remat=full, remat=dots, scan_layers
     peer: compiled          through torch.compile
           plain             attention in products and softmax, not PyTorch's fused one
 """
@@ -13,8 +13,12 @@ A way is "ours" or "peer" (PyTorch, `torch_peer`) and what is changed about it, 
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
+import sys
 
+from benchmarks.device import Device
 from benchmarks.turns import KEEP_MEMORY
+from xtra_jax.errors import UserError
 from xtra_jax.model.execution import Execution
 from xtra_jax.model.grid import Grid
 from xtra_jax.model.variants import EncoderSpec, HeadSpec, PredictorSpec, XTRASpec, variant
@@ -37,7 +41,11 @@ PEERS = ("all_blocks", "bfloat16", "keep_memory", "compiled", "plain")
 
 
 def model(name: str, image_size: int = 0, depth: int = 0) -> XTRASpec:
-    """One of `VARIANTS`, of which the image size and the encoder's depth can be changed."""
+    """One of `VARIANTS`, of which the image size and the encoder's depth can be changed.
+
+    Raises:
+        UserError: images of that size cannot be cut into its patches and blocks.
+    """
     width, full_depth, heads, ratio = variant(name)
     size, patch_size, block_size = _GRIDS.get(name, _PUBLISHED_GRID)
     grid = Grid(image_size or size, patch_size, block_size)
@@ -46,12 +54,37 @@ def model(name: str, image_size: int = 0, depth: int = 0) -> XTRASpec:
     return XTRASpec(encoder, predictor, HeadSpec(hidden))
 
 
+def have_torch() -> bool:
+    return importlib.util.find_spec("torch") is not None
+
+
+def how_to_install_torch() -> str:
+    return (
+        f"`{sys.executable} -m pip install torch` installs it, and --index-url "
+        "https://download.pytorch.org/whl/cpu behind that the smaller one for CPUs"
+    )
+
+
+def check_torch(way: str) -> None:
+    """Raises UserError where a way needs PyTorch, and it is not installed."""
+    if not have_torch():
+        raise UserError(f"{way!r} needs PyTorch, which is missing: {how_to_install_torch()}")
+
+
+def check_ways(names: tuple[str, ...], baseline: str = "") -> None:
+    """Raises UserError where a way is named twice, or the baseline is none of them."""
+    if len(set(names)) < len(names):
+        raise UserError(f"a way is named twice: {' '.join(names)}")
+    if baseline and baseline not in names:
+        raise UserError(f"the baseline {baseline!r} is none of the ways: {' '.join(names)}")
+
+
 @dataclasses.dataclass(frozen=True)
 class Way:
     """A way of training, read from its name.
 
     Raises:
-        ValueError: the name is not one.
+        UserError: the name is not one, or needs PyTorch, and it is not installed.
     """
 
     name: str
@@ -59,10 +92,16 @@ class Way:
     def __post_init__(self):
         known = {"ours": OURS, "peer": PEERS}.get(self.who)
         if known is None:
-            raise ValueError(f"{self.name!r} is neither 'ours' nor 'peer', with changes or without")
+            raise UserError(f"{self.name!r} is neither 'ours' nor 'peer', with changes or without")
         for change in self.changes:
             if change not in known:
-                raise ValueError(f"{self.name!r}: {change!r} is none of {', '.join(known)}")
+                raise UserError(f"{self.name!r}: {change!r} is none of {', '.join(known)}")
+        if len([change for change in self.changes if change.startswith("remat=")]) > 1:
+            raise UserError(f"{self.name!r} has two kinds of remat, and can have one")
+        if "cudnn" in self.changes and self.dtype != "bfloat16":
+            raise UserError(f"{self.name!r}: cuDNN's attention takes 16-bit inputs; add ,bfloat16")
+        if self.who == "peer":
+            check_torch(self.name)
 
     @property
     def who(self) -> str:
@@ -83,6 +122,11 @@ class Way:
     @property
     def environment(self) -> dict[str, str]:
         return KEEP_MEMORY if "keep_memory" in self.changes else {}
+
+    def check_on(self, device: Device) -> None:
+        """Raises UserError where this cannot be computed on a device."""
+        if "cudnn" in self.changes and device.platform != "gpu":
+            raise UserError(f"{self.name!r} needs an NVIDIA GPU, and here is a {device.platform}")
 
     def execution(self) -> Execution:
         remats = [c.removeprefix("remat=") for c in self.changes if c.startswith("remat=")]

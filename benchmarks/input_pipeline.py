@@ -1,13 +1,17 @@
 """Images per second of the input pipeline beside the published one, on the same crops, in turns.
 
 On one core, without workers: encoded bytes to what a batch is made of. Then end to end with two
-workers, from files to batches of 64, beside a PyTorch DataLoader where PyTorch is installed.
+workers, from files to batches of 64, beside a PyTorch DataLoader where PyTorch is installed. Ratios
+are to the published pipeline and to the DataLoader of float32; without PyTorch, end to end, to our
+exact one. MFU does not apply, for no model runs. Peak memory is not told: the methods take turns in
+one process, and what workers hold lies in other processes, shared in part.
 """
 
 from __future__ import annotations
 
 import gc
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +22,9 @@ import jax
 import numpy as np
 
 from benchmarks import peers
+from benchmarks.device import here
 from benchmarks.photographs import make_jpegs
+from benchmarks.show import show as printed
 from xtra_jax.data import resize as resizing
 from xtra_jax.data.decode import decode, describe_decoder
 from xtra_jax.data.device_resize import resize_on_device
@@ -32,6 +38,8 @@ IMAGES = 64
 BATCH, WORKERS = 64, 2
 PUBLISHED = "published"
 LOADER = "DataLoader, float32"
+_PARTS = {"one_core": PUBLISHED, "end_to_end": LOADER}
+_INSTALL = f"`{sys.executable} -m pip install torch torchvision` installs them"
 
 Method = Callable[[bytes, np.random.Generator], object]
 
@@ -43,31 +51,39 @@ def run(rounds: int = 15, batches: int = 20) -> dict:
         rounds: passes over the images on one core; end to end has a third as many.
         batches: timed ones of each method in each end-to-end round.
     """
+    here()
     jpegs = make_jpegs(IMAGES)
+    notes = {}
+    if not peers.have_torch():
+        notes["not timed"] = f"PyTorch's DataLoader, for it or torchvision is missing: {_INSTALL}"
     return {
         "case": f"{IMAGES} JPEGs of 500 x 375, {np.mean([len(j) for j in jpegs]) / 1000:.0f} KB",
         "published_by": peers.by_what(),
         "decoder": describe_decoder(),
         "resizers": {kind: describe_resizer(kind) for kind in ("exact", *_fast())},
         "versions": {name: _version(name) for name in _PACKAGES},
+        **notes,
         "one_core": one_core(jpegs, rounds),
         "end_to_end": end_to_end(jpegs, max(3, rounds // 3), batches),
     }
 
 
 def show(result: dict) -> None:
-    for name in ("case", "published_by", "decoder"):
-        print(f"{name.replace('_', ' '):14}{result[name]}")
-    for kind, what in result["resizers"].items():
-        print(f"resize {kind:7}{what}")
-    print("versions      " + ", ".join(f"{k} {v}" for k, v in result["versions"].items() if v))
-    for part in ("one_core", "end_to_end"):
-        print(f"\n{part.replace('_', ' '):44}images/s    ratio     mean error  max")
-        for name, row in result[part].items():
+    """Prints what was compared, and a table of each comparison."""
+    what = {name: value for name, value in result.items() if name not in _PARTS}
+    resizers = {f"resize {kind}": how for kind, how in what.pop("resizers").items()}
+    versions = {name: version for name, version in what.pop("versions").items() if version}
+    printed(what | resizers | {"versions": ", ".join(f"{k} {v}" for k, v in versions.items())})
+    for part, base in _PARTS.items():
+        rows = result[part]
+        base = base if base in rows else next(iter(rows))
+        print(f"\n{part.replace('_', ' '):26}  images/s  ratio to {base}  error: mean, largest")
+        for name, row in rows.items():
             error = ""
             if row.get("mean_error") is not None:
-                error = f"{row['mean_error']:10.4f}{row['max_error']:6.0f}"
-            print(f"  {name:40}{row['images_per_s']:10.0f}{row['ratio']:9.2f}  {error}")
+                error = f"  {row['mean_error']:11.4f}  {row['max_error']:7.0f}"
+            ratio = f"{row['ratio']:{len('ratio to ') + len(base)}.2f}"
+            print(f"  {name:24}  {row['images_per_s']:8.0f}  {ratio}{error}")
 
 
 def one_core(jpegs: list[bytes], rounds: int) -> dict:
@@ -143,13 +159,13 @@ def end_to_end(jpegs: list[bytes], rounds: int, batches: int) -> dict:
         for _ in range(rounds):
             for name, start in starts.items():
                 rates[name].append(_rate(start(), batches))
-    base = rates.get(LOADER)
+    base = rates.get(LOADER, rates["exact"])
     return {
         name: {
             "images_per_s": statistics.median(measured),
             "images_per_s_all": measured,
-            "ratio": statistics.median(np.divide(measured, base)) if base else float("nan"),
-            "ratio_all": np.divide(measured, base).tolist() if base else None,
+            "ratio": statistics.median(np.divide(measured, base)),
+            "ratio_all": np.divide(measured, base).tolist(),
         }
         for name, measured in rates.items()
     }

@@ -2,13 +2,14 @@
 
 The step is that of `xtra probe`: ViT-B/16 at 256 px with random weights in float32, features of its
 last six layers, heads of 1000 classes, an optimizer step of every head. The two steps take turns in
-one process, and the ratio is the median of those of each turn. For ViT-H/14 at 224 px, where CPUs
-say nothing, the matrix products are counted, and memory is that of the compiled step.
+one process, and ratios to the step of one head are medians of those of each turn; MFU is printed
+where the peak rate of the device is known. The process's peak memory is that of both steps, so each
+has that of its compiled program beside it. For ViT-H/14 at 224 px, where CPUs say nothing, the
+matrix products are counted, and memory is that of the compiled step.
 """
 
 from __future__ import annotations
 
-import os
 import statistics
 import time
 from functools import partial
@@ -17,6 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.device import here
+from benchmarks.memory import forget_the_host_peak, host_peak_mib, jax_peak_mib
 from xtra_jax.config import load, model_spec
 from xtra_jax.model.flops import forward_flops
 from xtra_jax.model.variants import XTRASpec
@@ -28,8 +31,10 @@ from xtra_jax.probing.recipe import Recipe
 from xtra_jax.probing.sweep import HeadGroup, Setting
 
 BATCH, HEADS, CLASSES = 16, 10, 1000
+NAMES = {1: "one head", HEADS: "ten heads"}
 LAST = FeatureSpec(last_layers=6)
 B16, H14 = "configs/pretrain/xtra_b16_in1k.py", "configs/pretrain/xtra_h14_in21k.py"
+DTYPE = "float32"
 MEMORY_HEADS, MEMORY_BATCH = 40, 128  # of the study whose memory is told, images on one device
 RECIPE = Recipe(steps=1000, steps_per_epoch=100, warmup_steps=10)
 
@@ -87,7 +92,7 @@ def seconds_in_turns(steps: dict, states: dict, features, batch, turns: int) -> 
 
 def timed(turns: int) -> dict:
     """Steps of one and of ten heads, in turns."""
-    spec = model_spec(load(B16, {"model.dtype": "float32"}))
+    spec = model_spec(load(B16, {"model.dtype": DTYPE}))
     params = jax.jit(lambda: init_params(spec, jax.random.key(0))["encoder"])()
     features = jax.tree_util.Partial(partial(extract, spec=spec), params)
     rng = np.random.default_rng(0)
@@ -100,26 +105,37 @@ def timed(turns: int) -> dict:
         }
     )
     steps, states = {}, {}
-    for count in (1, HEADS):
+    for count in NAMES:
         groups = attentive_heads(spec, count)
         states[count] = jax.jit(partial(sweep.init_state, groups, RECIPE, 0))()
         step = jax.jit(sweep.make_train_step(groups, RECIPE, 0), donate_argnums=0)
         steps[count] = step.lower(states[count], features, batch).compile()
-    load_before = os.getloadavg()[0]
+    forget_the_host_peak()
     found = seconds_in_turns(steps, states, features, batch, turns)
-
-    def ratios(times: dict) -> list[float]:
-        return [many / one for one, many in zip(times[1], times[HEADS], strict=True)]
-
-    return {
-        "load_average": [load_before, os.getloadavg()[0]],
-        "milliseconds_one_head": 1000 * statistics.median(found["clock"][1]),
-        "milliseconds_ten_heads": 1000 * statistics.median(found["clock"][HEADS]),
-        "ten_over_one": statistics.median(ratios(found["clock"])),
-        "ten_over_one_by_turn": [round(ratio, 3) for ratio in ratios(found["clock"])],
-        "ten_over_one_processor": statistics.median(ratios(found["processor"])),
-        "ten_over_one_processor_by_turn": [round(ratio, 3) for ratio in ratios(found["processor"])],
+    peaks = {"host_peak_mib": host_peak_mib(), "device_peak_mib": jax_peak_mib()}
+    ways = {
+        name: _row(found, count, encoder_flops(spec) + count * head_flops(spec))
+        | {"program_mib": memory(steps[count]).peak / 2**20}
+        for count, name in NAMES.items()
     }
+    return {"baseline": NAMES[1], **peaks, "ways": ways}
+
+
+def _row(found: dict, count: int, flops: int) -> dict:
+    """The figures of one step; `flops` are those of one image."""
+    clock, processor = found["clock"], found["processor"]
+    seconds, peak = statistics.median(clock[count]), here().peak_flops(DTYPE)
+    row = {
+        "seconds": seconds,
+        "cpu_seconds": statistics.median(processor[count]),
+        "images_per_s": BATCH / seconds,
+        "mfu": BATCH * flops / seconds / peak if peak else None,
+    }
+    for kind, times in (("times", clock), ("cpu_times", processor)):
+        ratios = [mine / one for one, mine in zip(times[1], times[count], strict=True)]
+        name = f"{kind}_{NAMES[1]}"
+        row |= {name: statistics.median(ratios), f"{name}_all": ratios}
+    return row
 
 
 def counted(config: str) -> dict:
@@ -171,13 +187,14 @@ def compiled_memory(heads_at_once: int, device: jax.Device | None = None) -> dic
 
 def run(repeats: int = 15) -> dict:
     """The ratio of ten heads to one, and counts of FLOPs and memory."""
+    here()
     return {
         "case": f"probe step, ViT-B/16 256 px, {HEADS} attentive heads against one, batch {BATCH}, "
-        "float32",
+        f"{DTYPE}",
         **timed(repeats),
-        "flops_b16": counted(B16),
-        "flops_h14": counted(H14),
-        f"memory_h14_{MEMORY_HEADS}_heads_{MEMORY_BATCH}_images": {
-            f"heads_at_once={at_once}": compiled_memory(at_once) for at_once in (0, 10, 5)
+        "ViT-B/16, matrix products": counted(B16),
+        "ViT-H/14, matrix products": counted(H14),
+        f"ViT-H/14, {MEMORY_HEADS} heads, {MEMORY_BATCH} images, compiled": {
+            f"{at_once or 'all'} heads at once": compiled_memory(at_once) for at_once in (0, 10, 5)
         },
     }

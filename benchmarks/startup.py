@@ -2,8 +2,9 @@
 
 Each case is a process of its own that does what `xtra pretrain` does on the digits until its first
 step has been taken: without a cache of compiled programs, with an empty one, and with what the
-process before has left in it. Beside the seconds on the clock are those of processor time, which
-other work on the machine changes less.
+process before has left in it; speed is over the start without a cache, in the same turn. Beside the
+seconds on the clock are those of processor time, which other work on the machine changes less.
+Images/s and MFU do not apply: one step is taken, and what is timed is mostly not that step.
 """
 
 from __future__ import annotations
@@ -14,6 +15,10 @@ import subprocess
 import sys
 import tempfile
 import time
+
+from benchmarks.device import here
+from benchmarks.memory import host_peak_mib, jax_peak_mib
+from xtra_jax.errors import RunFailed
 
 MODELS = {
     "demo": ("configs/demo.py", {}),
@@ -30,6 +35,7 @@ MODELS = {
     ),
 }
 CACHES = ("none", "empty", "full")
+BASELINE = "none"
 # In the order in which a run comes by them. What is between them is "other".
 STAGES = ("imports", "config", "data", "init", "trace", "lower", "compile", "first step", "other")
 _OF_FUNCTIONS = {
@@ -49,11 +55,19 @@ class _FirstStepTaken(Exception):
 def run(repeats: int = 3, models: tuple[str, ...] = tuple(MODELS)) -> dict:
     """Medians over the repeats: seconds by model, then cache, then stage, and their "total".
 
-    Processor seconds are under "cpu STAGE" where they are known, and "cpu total".
+    Processor seconds are under "cpu STAGE" where they are known, and "cpu total"; beside them are
+    the ratios to the start without a cache, "speed over none", and the process's peaks of memory.
+
+    Raises:
+        RunFailed: a process ended before its first step.
     """
     from xtra_jax.data.digits import prepare_digits
 
-    found: dict = {"case": "from the command to the first step of pretraining, digits"}
+    here()
+    found: dict = {
+        "case": "from the command to the first step of pretraining, digits",
+        "baseline": f"cache {BASELINE}",
+    }
     with tempfile.TemporaryDirectory() as folder:
         prepare_digits(f"{folder}/data")
         for model in models:
@@ -62,23 +76,34 @@ def run(repeats: int = 3, models: tuple[str, ...] = tuple(MODELS)) -> dict:
                 kept = {"none": "", **dict.fromkeys(("empty", "full"), f"{folder}/{model}{repeat}")}
                 for cache in CACHES:
                     times[cache].append(_timed(model, kept[cache], folder))
-            found[model] = {
-                cache: {name: statistics.median(t[name] for t in turns) for name in turns[0]}
-                for cache, turns in times.items()
-            }
-            found[model]["no_cache_over_full_cache"] = statistics.median(
-                none["total"] / full["total"]
-                for none, full in zip(times["none"], times["full"], strict=True)
-            )
+            found[model] = {cache: _summary(times[cache], times[BASELINE]) for cache in CACHES}
     return found
 
 
+def _summary(turns: list[dict], base: list[dict]) -> dict[str, float]:
+    medians = {name: statistics.median(t[name] for t in turns) for name in turns[0]}
+    for kind in ("", "cpu "):
+        total = f"{kind}total"
+        ratios = [b[total] / a[total] for a, b in zip(turns, base, strict=True)]
+        medians[f"{kind}speed over {BASELINE}"] = statistics.median(ratios)
+    return medians
+
+
 def show(found: dict) -> None:
-    for model in found.keys() & MODELS.keys():
-        print(f"{model}: seconds to the first step{''.join(f'{cache:>16}' for cache in CACHES)}")
+    """Prints a table per model: seconds by stage and cache, in brackets of processor time."""
+    print(f"{found['case']}; baseline: {found['baseline']}")
+    for model in [name for name in MODELS if name in found]:
+        rows = found[model]
+        title = f"{model}: seconds to the first step"
+        print(f"\n{title}{''.join(f'{cache:>16}' for cache in CACHES)}")
         for stage in (*STAGES, "total"):
-            cells = (_cell(found[model][cache], stage) for cache in CACHES)
-            print(f"  {stage:{len(model) + 25}}{''.join(cells)}")
+            cells = (_cell(rows[cache], stage) for cache in CACHES)
+            print(f"  {stage:{len(title) - 2}}{''.join(cells)}")
+        for name in [name for name in rows[BASELINE] if name not in (*STAGES, "total")]:
+            if name.startswith("cpu ") and name[4:] in (*STAGES, "total"):
+                continue  # in brackets above
+            cells = (f"{rows[cache][name]:16.4g}" for cache in CACHES)
+            print(f"  {name:{len(title) - 2}}{''.join(cells)}")
 
 
 def _cell(times: dict[str, float], stage: str) -> str:
@@ -89,9 +114,12 @@ def _cell(times: dict[str, float], stage: str) -> str:
 def _timed(model: str, cache: str, folder: str) -> dict[str, float]:
     """Starts a process, which prints where its time went."""
     command = [sys.executable, "-m", "benchmarks.startup", model, cache, folder, repr(time.time())]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if done.returncode:
-        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr}")
+        raise RunFailed(
+            f"a start of the model {model!r} ended with exit code {done.returncode} before its "
+            "first step; what it said is above"
+        )
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -158,7 +186,10 @@ def _start(model: str, cache: str, folder: str, command_given: float) -> dict[st
             total = time.time() - command_given
             cpu["cpu total"] = time.process_time()
     spent["other"] = total - sum(spent.values())
-    return spent | cpu | {"total": total}
+    peaks = {"host peak mib": host_peak_mib()}
+    if (of_device := jax_peak_mib()) is not None:
+        peaks["device peak mib"] = of_device
+    return spent | cpu | {"total": total} | peaks
 
 
 if __name__ == "__main__":

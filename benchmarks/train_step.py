@@ -1,27 +1,27 @@
 """The train step in turns: ours, ours otherwise, and what a user would run in PyTorch instead.
 
 The default case is ViT-Ti/16 at 128 px, k = 2, batch 16, projection 1024 -> 192, predictor depth 8
-with 3 heads, head hidden 1536, float32: small enough for two CPU cores.
+with 3 heads, head hidden 1536, float32: small enough for two CPU cores. MFU is printed where the
+peak rate of the device is known, which no CPU's is; beside it stands the share of the rate of one
+large matrix product, measured in the same run.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
-import statistics
 import time
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.cases import Way, model
+from benchmarks.cases import Way, check_ways, have_torch, how_to_install_torch, model
+from benchmarks.device import here, product_rates
+from benchmarks.memory import jax_peak_mib, torch_peak_mib
 from benchmarks.turns import Contestant, Turn, race
-from xtra_jax.model.execution import Execution
 from xtra_jax.model.flops import train_flops
 from xtra_jax.model.variants import XTRASpec
-from xtra_jax.parallel.peaks import peak_flops
 from xtra_jax.training.optimizer import adamw
 from xtra_jax.training.step import Objective, init_state, make_train_step
 
@@ -29,10 +29,17 @@ BATCH = 16
 WAYS = ("ours", "ours,all_blocks")
 
 
+def default_ways() -> tuple[str, ...]:
+    """PyTorch's step is the baseline where it is installed."""
+    return ("peer", *WAYS) if have_torch() else WAYS
+
+
 def lowered_step(
-    spec: XTRASpec, batch_size: int, objective: Objective, execution: Execution
+    spec: XTRASpec, batch_size: int, way: Way
 ) -> tuple[jax.stages.Lowered, Callable, dict]:
-    """The step, lowered, what makes a state to donate to it, and a batch of noise."""
+    """The step of a way of ours, lowered, what makes a state to donate to it, a batch of noise."""
+    spec = dataclasses.replace(spec, dtype=way.dtype, predictor_dtype=way.dtype)
+    objective, execution = Objective(drop_last_block=way.drop_last_block), way.execution()
     optimizer = adamw(
         lambda step: 1e-4, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.05, clip_norm=1.0
     )
@@ -50,25 +57,10 @@ def lowered_step(
     return lowered, make_state, batch
 
 
-def matmul_flops_per_second(width: int = 1024, repeats: int = 20) -> float:
-    """What one float32 matrix product reaches here: the ceiling to hold a step against."""
-    a = jnp.ones((width, width)) / width
-    product = jax.jit(lambda a: a @ a)
-    product(a).block_until_ready()
-    times = []
-    for _ in range(repeats):
-        begin = time.perf_counter()
-        product(a).block_until_ready()
-        times.append(time.perf_counter() - begin)
-    return 2 * width**3 / statistics.median(times)
-
-
 def ours(spec: XTRASpec, batch_size: int, way: Way) -> tuple[Turn, dict]:
     """A turn is one step, whose state goes into the next one."""
-    spec = dataclasses.replace(spec, dtype=way.dtype, predictor_dtype=way.dtype)
     begin = time.perf_counter()
-    objective = Objective(drop_last_block=way.drop_last_block)
-    lowered, make_state, batch = lowered_step(spec, batch_size, objective, way.execution())
+    lowered, make_state, batch = lowered_step(spec, batch_size, way)
     lowered_at = time.perf_counter()
     step = lowered.compile()
     facts = {
@@ -94,6 +86,7 @@ def peer(spec: XTRASpec, batch_size: int, way: Way) -> tuple[Turn, dict]:
     from benchmarks.torch_peer import XTRA, TrainStep
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_float32_matmul_precision("high")  # TF32 on GPUs, as JAX does by default
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
     attention = "plain" if "plain" in way.changes else "sdpa"
@@ -120,44 +113,56 @@ def run(
     batch_size: int = BATCH,
     image_size: int = 0,
     depth: int = 0,
-    ways: tuple[str, ...] = WAYS,
+    ways: tuple[str, ...] = (),
     baseline: str = "",
 ) -> dict:
     """Times train steps in turns.
 
     Args:
         variant, image_size, depth: of `cases.model`.
-        ways: names as `cases` explains them.
+        ways: names as `cases` explains them; by default `default_ways`.
         baseline: the way that ratios are taken against; the first by default.
+
+    Raises:
+        UserError: a way, the baseline or the image size does not exist, or cannot be timed here.
+        RunFailed: a way's process died.
     """
     spec = model(variant, image_size, depth)
-    makers = {"ours": ours, "peer": peer}
-    contestants = {
-        name: Contestant(
-            makers[way.who], (spec, batch_size, way), way.environment | _ON_A_GPU_FOR_SEVERAL
-        )
-        for name, way in ((name, Way(name)) for name in ways)
-    }
-    baseline = baseline or ways[0]
-    found = race(contestants, baseline, repeats)
-    peak, product = peak_flops(), matmul_flops_per_second()
+    names = ways or default_ways()
+    check_ways(names, baseline)
+    ways_by_name = {name: Way(name) for name in names}
+    device = here()
+    for way in ways_by_name.values():
+        way.check_on(device)
+    contestants = {name: contestant(spec, batch_size, way) for name, way in ways_by_name.items()}
+    baseline = baseline or names[0]
+    found = race(contestants, baseline, repeats, in_turns=device.in_turns)
+    products = product_rates(sorted({way.dtype for way in ways_by_name.values()}))
     for name, row in found.items():
+        dtype = ways_by_name[name].dtype
         # Counted without the last block for all: keeping it does nothing useful.
         rate = batch_size * train_flops(spec) / row["seconds"]
+        peak = device.peak_flops(dtype)
         row["images_per_s"] = batch_size / row["seconds"]
         row["useful_gflop_per_s"] = rate / 1e9
-        row["share_of_product_rate"] = rate / product
-        row["mfu"] = rate / peak if peak and Way(name).dtype == "bfloat16" else None
+        row["share_of_product_rate"] = rate / products[dtype]
+        row["mfu"] = rate / peak if peak else None
     grid = spec.grid
+    notes = {}
+    if not (ways or have_torch()):
+        notes["not timed"] = f"PyTorch's step, for it is missing: {how_to_install_torch()}"
     return {
         "case": f"train step, {variant}, depth {spec.encoder.depth}, {grid.image_size} px, patch "
         f"{grid.patch_size}, k {grid.block_size}, batch {batch_size}",
+        **notes,
+        "order": device.order,
         "baseline": baseline,
-        "product_gflop_per_s": product / 1e9,
+        "product_gflop_per_s": {dtype: rate / 1e9 for dtype, rate in products.items()},
         "ways": found,
         "spec": dataclasses.asdict(spec),
     }
 
 
-# One process must not take all of a GPU's memory before the next has any.
-_ON_A_GPU_FOR_SEVERAL = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+def contestant(spec: XTRASpec, batch_size: int, way: Way) -> Contestant:
+    make, device_peak = (ours, jax_peak_mib) if way.who == "ours" else (peer, torch_peak_mib)
+    return Contestant(make, (spec, batch_size, way), way.environment, device_peak)
