@@ -13,6 +13,21 @@ from xtra_jax.model.linear import Linear
 IMPLEMENTATIONS = ("xla", "cudnn")
 
 
+def chosen(implementation: str, dtype, head_dim: int, num_tokens: int) -> str:
+    """Which implementation a tower's attention is computed by, where one is asked for.
+
+    cuDNN's kernel takes 16 bits and heads of a multiple of 8 and at most 128 wide; its gradient
+    takes an even number of tokens under a mask (`jax.nn.dot_product_attention`). What it doesn't
+    take is XLA's.
+
+    Args:
+        implementation: that of `Execution`.
+        dtype: that the tower computes in.
+    """
+    fits = jnp.dtype(dtype).itemsize == 2 and head_dim % 8 == 0 and head_dim <= 128
+    return implementation if fits and num_tokens % 2 == 0 else "xla"
+
+
 def attend(query, key, value, mask: np.ndarray | None, implementation: str = "xla"):
     """Softmax attention under a mask.
 
@@ -57,5 +72,6 @@ class Attention(nnx.Module):
         qkv = execution.place(self.qkv(x, execution), "heads")
         qkv = qkv.reshape(-1, num_tokens, *qkv.shape[1:])
         query, key, value = (qkv[:, :, i] for i in range(3))
-        mixed = attend(query, key, value, mask, execution.attention)
+        implementation = chosen(execution.attention, qkv.dtype, qkv.shape[-1], num_tokens)
+        mixed = attend(query, key, value, mask, implementation)
         return self.out(mixed.reshape(-1, *mixed.shape[2:]), execution)
