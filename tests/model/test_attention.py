@@ -76,9 +76,29 @@ def test_a_bfloat16_predictor_has_it_too_and_narrow_heads_never(fused):
 
 
 def test_the_mask_that_cudnn_is_given_is_the_one_that_xla_applies(fused):
-    q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 6, 2, 8))
+    qkv = jax.random.normal(jax.random.key(0), (2, 6, 3, 2, 8))
     mask = np.kron(np.tri(3, dtype=bool), np.ones((2, 2), bool))
     for given in (mask, None):
-        found = attend(q, k, v, given, "cudnn")
-        np.testing.assert_allclose(found, attend(q, k, v, given, "xla"), atol=1e-6)
+        found = attend(qkv, given, "cudnn")
+        np.testing.assert_allclose(found, attend(qkv, given, "xla"), atol=1e-6)
     assert len(fused) == 2
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 2e-2)])
+def test_the_written_gradient_of_attention_is_the_derived_one(dtype, tolerance):
+    qkv, ours = jax.random.normal(jax.random.key(0), (2, 2, 6, 3, 2, 8)).astype(dtype)
+    ours = ours[:, :, 0]
+    mask = np.kron(np.tri(3, dtype=bool), np.ones((2, 2), bool))
+
+    def derived(qkv):
+        query, key, value = (qkv.astype(jnp.float32)[:, :, i] for i in range(3))
+        logits = jnp.einsum("bthd,bshd->bhts", query, key) / 8**0.5
+        weights = jax.nn.softmax(jnp.where(mask, logits, -jnp.inf))
+        return jnp.einsum("bhts,bshd->bthd", weights, value)
+
+    (gradient,) = jax.vjp(lambda qkv: attend(qkv, mask), qkv)[1](ours)
+    (expected,) = jax.vjp(derived, qkv)[1](ours.astype(jnp.float32))
+    assert gradient.dtype == dtype
+    np.testing.assert_allclose(
+        gradient.astype(jnp.float32), expected.astype(jnp.float32), atol=tolerance
+    )
