@@ -56,7 +56,9 @@ def _model():
         # the rate leaves of a device's share of the batch, and costs so much less.
         drop_path_mode="bernoulli",
         dtype="bfloat16",  # of the encoder's computations: float32 or bfloat16
-        attention="xla",  # xla runs everywhere, cudnn is for NVIDIA GPUs and bfloat16
+        # xla runs everywhere; cudnn on NVIDIA GPUs, for what computes in bfloat16; auto: cudnn
+        # there, and xla for the rest and elsewhere.
+        attention="auto",
         scan_layers=False,  # compile one layer and scan over the depth: quick to compile, slower
         remat="none",  # what the backward pass recomputes: none, full, or dots (all but matmuls)
         drop_last_block=True,  # leave out the last block, which changes neither loss nor gradient

@@ -244,7 +244,7 @@ def test_a_file_that_fails_says_in_which_line_and_why(tmp_path, line, says):
         ({"model.dtype": "bf16"}, "did you mean 'bfloat16'?"),
         ({"model.remat": "all"}, "there are 'none', 'full', 'dots'"),
         ({"model.attention": "cuddn"}, "did you mean 'cudnn'?"),
-        ({"model.attention": "cudnn"}, "set predictor.dtype=bfloat16"),
+        ({"model.attention": "cudnn", "model.dtype": "float32"}, "set model.dtype=bfloat16"),
         ({"model.order": "pseudorandom"}, "did you mean 'pseudo_random'?"),
         ({"model.variant": "hugh"}, "did you mean 'huge'?"),
         ({"loss.kind": "l2"}, "there are 'mse', 'l1'"),
@@ -294,7 +294,7 @@ def test_the_choices_are_those_of_the_model():
     assert config_rules.CHOICES["loss.kind"] == LOSSES
     assert config_rules.CHOICES["model.order"] == ORDERS
     assert config_rules.CHOICES["model.remat"] == REMATS
-    assert config_rules.CHOICES["model.attention"] == IMPLEMENTATIONS
+    assert config_rules.CHOICES["model.attention"] == ("auto", *IMPLEMENTATIONS)
 
 
 @pytest.mark.parametrize("argument", [BASE, DIGITS])

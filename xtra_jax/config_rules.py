@@ -28,7 +28,7 @@ CHOICES = {
     "model.order": ("raster", "pseudo_random"),
     "model.drop_path_mode": ("bernoulli", "subset"),
     "model.dtype": ("float32", "bfloat16"),
-    "model.attention": ("xla", "cudnn"),
+    "model.attention": ("auto", "xla", "cudnn"),
     "model.remat": ("none", "full", "dots"),
     "predictor.dtype": ("float32", "bfloat16"),
     "loss.kind": ("mse", "l1"),
@@ -272,6 +272,5 @@ def _check_pretraining(config: ConfigDict) -> None:
             f"data.eval_resize={config.data.eval_resize} is smaller than "
             f"model.image_size={config.model.image_size}, which is cropped from it"
         )
-    for room in ("model", "predictor"):
-        if config.model.attention == "cudnn" and config[room].dtype == "float32":
-            raise UserError(f"model.attention=cudnn needs 16 bits: set {room}.dtype=bfloat16")
+    if config.model.attention == "cudnn" and config.model.dtype == "float32":
+        raise UserError("model.attention=cudnn needs 16 bits: set model.dtype=bfloat16")

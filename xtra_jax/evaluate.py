@@ -37,7 +37,7 @@ from xtra_jax.training.storage import absolute, explained, write_text
 SETTINGS = {
     "model.dtype": "float32",
     "predictor.dtype": "float32",
-    "model.attention": "xla",
+    "model.attention": "auto",
     "model.scan_layers": False,
     "model.remat": "none",
     "mesh.data": -1,

@@ -127,7 +127,7 @@ def test_attention_equals_softmax_over_the_visible_tokens_alone():
     rng = np.random.default_rng(0)
     q, k, v = (rng.normal(size=(2, 6, 3, 4)).astype(np.float32) for _ in range(3))
     mask = np.kron(np.tri(3, dtype=bool), np.ones((2, 2), bool))
-    ours = attend(q, k, v, mask)
+    ours = attend(jnp.stack([q, k, v], axis=2), mask)
     for row in range(6):
         seen = mask[row]
         logits = np.einsum("bhd,bshd->bhs", q[:, row], k[:, seen]) / 2

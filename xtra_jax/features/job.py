@@ -24,12 +24,13 @@ from xtra_jax.model.xtra import bind_encoder
 from xtra_jax.parallel.mesh import make_mesh
 from xtra_jax.parallel.sharding import activation_placement, shardings
 from xtra_jax.probing.features import LINEAR, FeatureSpec, encoder_features, model_input
+from xtra_jax.training.attention_choice import encoder_attention
 from xtra_jax.training.one_pass import one_pass
 
 # Under a config's overrides: how a run was computed is no property of its weights.
 SETTINGS = {
     "model.dtype": "float32",
-    "model.attention": "xla",
+    "model.attention": "auto",
     "mesh.data": -1,
     "mesh.fsdp": 1,
     "mesh.tensor": 1,
@@ -102,6 +103,8 @@ def extract_features(
     transform = UnlessOfSize(EvalTransform(resize, grid.image_size))
     shape = features.shape(len(source), grid, spec.encoder.width)
     _check_space(out, shape, dtype)
+    attention = encoder_attention(config.model.attention, spec, mesh, grid.num_tokens)
+    execution = Execution(attention, place=activation_placement(mesh))
     description = {
         "format": "xtra_jax features",
         "version": 1,
@@ -114,11 +117,12 @@ def extract_features(
         "mean": list(config.data.mean),
         "std": list(config.data.std),
         "computed_in": config.model.dtype,
+        "attention": attention,
         "class_names": list(source.class_names),
         "written_by": f"xtra_jax {xtra_jax.__version__}, jax {jax.__version__}",
     }
     function = partial(
-        _encoded, spec=spec, grid=grid, features=features, mesh=mesh, data=config.data
+        _encoded, spec=spec, grid=grid, features=features, execution=execution, data=config.data
     )
     encoder = checkpoint.params["encoder"]
     batches = one_pass(
@@ -157,11 +161,10 @@ def extract_features(
     return Written(out, shape, unusable)
 
 
-def _encoded(encoder_params, images, *, spec, grid: Grid, features: FeatureSpec, mesh, data):
+def _encoded(encoder_params, images, *, spec, grid: Grid, features: FeatureSpec, execution, data):
     """One batch of images to their features."""
     patches = model_input(images, grid, data.mean, data.std)
     encoder = bind_encoder(spec, encoder_params)
-    execution = Execution(place=activation_placement(mesh))
     found = encoder_features(encoder, patches, features, grid=grid, execution=execution)
     return {"features": found}
 

@@ -22,7 +22,7 @@ class Execution:
     `batch_shards` decides which samples are in them.
 
     Attributes:
-        attention: one of `attention.IMPLEMENTATIONS`.
+        attention: one of `attention.IMPLEMENTATIONS`, for the towers that it takes.
         scan_layers: one compiled layer scanned over the depth: compiles faster, runs slower.
         remat: "full" recomputes layers in the backward pass, "dots" all but the matrix products of
             the linear layers, "none" nothing.

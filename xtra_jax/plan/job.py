@@ -21,7 +21,7 @@ from xtra_jax.parallel.topologies import Topology, devices_of, find_topology
 from xtra_jax.parallel.traffic import memory_traffic
 from xtra_jax.plan.compile import Attempt, compile_step
 from xtra_jax.plan.estimate import largest_batch, num_examples, step_flops, step_time
-from xtra_jax.training.pretrain import check_attention
+from xtra_jax.training.attention_choice import attention_by_tower
 from xtra_jax.training.storage import absolute, explained, write_text
 
 SECONDS_PER_DAY = 86_400
@@ -69,7 +69,7 @@ def plan(
     images = num_examples(config, examples)
     steps = total_steps(config, images)
     mesh = make_mesh(dict(config.mesh), devices_of(chips))
-    check_attention(config, mesh)
+    attention_by_tower(config, model_spec(config), mesh)  # is refused before anything compiles
 
     attempt = compile_step(config, chips, mesh, steps, note)
     note(f"{_verdict(attempt)} (compiled in {attempt.seconds:.0f} s)")
@@ -91,7 +91,8 @@ def plan(
 def described(config: ConfigDict, topology: Topology, mesh, attempt: Attempt) -> dict:
     """One compiled or refused train step, as numbers by name."""
     module, chip = attempt.module, topology.accelerator
-    flops = step_flops(config, model_spec(config), attempt.per_chip)
+    spec = model_spec(config)
+    flops = step_flops(config, spec, attempt.per_chip)
     between = None if module is None else collectives(module)
     traffic = None if module is None else memory_traffic(module)
     time_ = step_time(flops, traffic, between, chip, topology.num_chips)
@@ -112,6 +113,7 @@ def described(config: ConfigDict, topology: Topology, mesh, attempt: Attempt) ->
         "versions": versions(topology),
         "mesh": dict(mesh.shape),
         "batch": {"global": attempt.batch_size, "per_chip": attempt.per_chip},
+        "attention": attention_by_tower(config, spec, mesh),
         "compile_seconds": round(attempt.seconds, 1),
         "fits": attempt.fits,
         "memory": {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from xtra_jax.parallel.overview import as_size
+from xtra_jax.training.attention_choice import described_attention
 
 _SHOWN_COLLECTIVES = 8
 
@@ -30,7 +31,8 @@ def _heading(plan: dict) -> list[str]:
     at_once = f", in {config['accumulate']} microbatches" if config["accumulate"] > 1 else ""
     return [
         f"{config['name']} on {topology['name']}: {topology['chips']} {topology['chip']} ({axes})",
-        f"batch {batch['global']}{at_once}: {batch['per_chip']} images at once on a chip",
+        f"batch {batch['global']}{at_once}: {batch['per_chip']} images at once on a chip, "
+        f"{described_attention(plan['attention'])}",
         f"compiled in {plan['compile_seconds']:.0f} s with {made_with}",
     ]
 

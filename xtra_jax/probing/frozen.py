@@ -25,6 +25,7 @@ from xtra_jax.model.xtra import bind_encoder
 from xtra_jax.parallel.mesh import batch_shards, num_batch_shards
 from xtra_jax.parallel.sharding import shardings
 from xtra_jax.probing.features import FeatureSpec, features_by_spec, model_input
+from xtra_jax.training.attention_choice import encoder_attention
 from xtra_jax.training.one_pass import PER_DEVICE, WORTH_WORKERS, compiled, outputs
 
 
@@ -70,12 +71,19 @@ class FrozenEncoder:
         grid = self.spec.grid.resized(self.image_size)
         return spec.shape(images, grid, self.spec.encoder.width)
 
+    @property
+    def attention(self) -> str:
+        """What computes it on these devices, whatever it was trained by."""
+        tokens = self.spec.grid.resized(self.image_size).num_tokens
+        return encoder_attention("auto", self.spec, self.mesh, tokens)
+
     def described(self) -> dict[str, Any]:
         """All that decides its features of given pixels, as JSON can hold it."""
         return {
             "encoder_sha256": self.sha256,
             "encoder": dataclasses.asdict(self.spec.encoder),
             "computed_in": self.spec.dtype,
+            "attention": self.attention,
             "computed_on": self.mesh.devices.flat[0].device_kind,
             "image_size": self.image_size,
             "mean": list(self.mean),
@@ -113,6 +121,7 @@ class FrozenEncoder:
             image_size=self.image_size,
             mean=self.mean,
             std=self.std,
+            execution=Execution(self.attention),
         )
         batch_size = batch_for(len(source), self.mesh)
         batches = eval_batches(

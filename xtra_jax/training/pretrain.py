@@ -30,6 +30,7 @@ from xtra_jax.parallel.overview import as_size, overview, totals
 from xtra_jax.parallel.peaks import peak_flops
 from xtra_jax.parallel.sharding import left_whole, replicated
 from xtra_jax.training.agreement import check_same_run_everywhere
+from xtra_jax.training.attention_choice import attention_by_tower, described_attention
 from xtra_jax.training.checkpoint import (
     Checkpointer,
     checkpoint_directory,
@@ -108,7 +109,7 @@ def pretrain(
     spec = model_spec(config)
     mesh = make_mesh(dict(config.mesh))
     check_batch(config.batch_size, mesh, config.accumulate)
-    check_attention(config, mesh)
+    attention = described_attention(attention_by_tower(config, spec, mesh))
     source = open_training_source(config)
     check_same_run_everywhere(config, len(source), source.digest())
     evaluate = make_evaluation(config, spec, mesh)
@@ -143,7 +144,7 @@ def pretrain(
         stop.tell_of(checkpointer.latest_step)
         state = start(config, spec, optimizer, mesh, source, checkpointer, progress)
         step = int(state.step)
-        progress.note(describe(spec, mesh, config, steps))
+        progress.note(f"{describe(spec, mesh, config, steps)}; {attention}")
         if show_parameters:
             progress.note(placed(state))
         if step >= steps:
@@ -235,15 +236,6 @@ def fresh_state(config: ConfigDict, spec: XTRASpec, optimizer, targets: TrainSta
         state.params = None  # frees the memory that the others are read into
         state.params = restore_params(config.init_from, targets.params)
     return state
-
-
-def check_attention(config: ConfigDict, mesh) -> None:
-    """UserError where the attention asked for doesn't run on these devices."""
-    platform = mesh.devices.flat[0].platform
-    if config.model.attention == "cudnn" and platform not in ("gpu", "cuda"):
-        raise UserError(
-            f"model.attention=cudnn needs NVIDIA GPUs, and these devices are {platform}: use xla"
-        )
 
 
 def training_batches(

@@ -15,6 +15,7 @@ from xtra_jax.model.orders import pseudo_random_orders
 from xtra_jax.model.variants import XTRASpec
 from xtra_jax.parallel.mesh import num_batch_shards
 from xtra_jax.parallel.sharding import activation_placement
+from xtra_jax.training.attention_choice import attention_on
 from xtra_jax.training.optimizer import adamw
 from xtra_jax.training.schedule import warmup_cosine
 from xtra_jax.training.step import Objective
@@ -74,10 +75,14 @@ def evaluation_transform(config: ConfigDict, image_size: int) -> EvalTransform:
 
 
 def execution_of(config: ConfigDict, mesh: Mesh) -> Execution:
-    """How the model is computed on a mesh."""
+    """How the model is computed on a mesh.
+
+    Raises:
+        UserError: the mesh's devices don't have the attention asked for.
+    """
     model = config.model
     return Execution(
-        model.attention,
+        attention_on(model.attention, mesh),
         model.scan_layers,
         model.remat,
         config.optim.reduce_dtype,
