@@ -28,26 +28,30 @@ WAYS = ("xla", "jax")
 
 
 def inputs(spec: XTRASpec, batch_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Queries, keys, values [3, batch, tokens, heads, head width], an output's gradient, mask."""
+    """Queries, keys and values as a layer projects them, an output's gradient, and the mask.
+
+    [batch, tokens, 3, heads, head width], [batch, tokens, heads, head width], [tokens, tokens].
+    """
     blocks = spec.grid.num_blocks - 1
     tokens, heads = blocks * spec.grid.tokens_per_block, spec.encoder.num_heads
     rng = np.random.default_rng(0)
-    shape = (batch_size, tokens, heads, spec.encoder.width // heads)
-    drawn = rng.normal(size=(4, *shape)).astype(np.float32)
-    return drawn[:3], drawn[3], block_causal_mask(spec.grid, blocks)
+    shape = (batch_size, tokens, 4, heads, spec.encoder.width // heads)
+    drawn = rng.normal(size=shape).astype(np.float32)
+    return drawn[:, :, :3], drawn[:, :, 3], block_causal_mask(spec.grid, blocks)
 
 
 def in_jax(spec: XTRASpec, batch_size: int, dtype: str, kind: str) -> tuple[Turn, dict]:
     qkv, gradient, mask = inputs(spec, batch_size)
 
-    def attention(query, key, value):
+    def attention(qkv):
         if kind == "jax":
+            query, key, value = (qkv[:, :, i] for i in range(3))
             return jax.nn.dot_product_attention(query, key, value, mask=mask[None, None])
-        return attend(query, key, value, mask, kind)
+        return attend(qkv, mask, kind)
 
     @jax.jit
     def both(qkv, gradient):
-        output, backward = jax.vjp(attention, *qkv)
+        output, backward = jax.vjp(attention, qkv)
         return output, backward(gradient)
 
     arguments = jax.device_put((jnp.asarray(qkv, dtype), jnp.asarray(gradient, dtype)))
@@ -58,18 +62,19 @@ def in_torch(spec: XTRASpec, batch_size: int, dtype: str) -> tuple[Turn, dict]:
     import torch
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    torch.set_float32_matmul_precision("high")  # TF32 on GPUs, as JAX does by default
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32, as JAX does by default
     qkv, gradient, mask = (
         torch.from_numpy(np.array(a)).to(device) for a in inputs(spec, batch_size)
     )
     qkv, gradient = (a.to(getattr(torch, dtype)) for a in (qkv, gradient))
-    heads_first = [x.transpose(1, 2).detach().requires_grad_() for x in qkv]
-    gradient = gradient.transpose(1, 2)
+    qkv.requires_grad_()
 
     def turn():
+        heads_first = qkv.permute(2, 0, 3, 1, 4)
         output = torch.nn.functional.scaled_dot_product_attention(*heads_first, attn_mask=mask)
-        torch.autograd.grad(output, heads_first, gradient)
+        torch.autograd.grad(output.transpose(1, 2), qkv, gradient)
         if device.type == "cuda":
             torch.cuda.synchronize()
 

@@ -4,7 +4,7 @@ A way is "ours" or "peer" (PyTorch, `torch_peer`) and what is changed about it, 
 
     all_blocks              keeps the last block, as published
     bfloat16                computes in bfloat16
-    keep_memory             the C library keeps freed memory, see `turns.KEEP_MEMORY`
+    huge_pages              memory in pages of 2 MiB, see `turns.HUGE_PAGES`
     ours: cudnn (with bfloat16, on a GPU), remat=full, remat=dots, scan_layers
     peer: compiled          through torch.compile
           plain             attention in products and softmax, not PyTorch's fused one
@@ -17,7 +17,7 @@ import importlib.util
 import sys
 
 from benchmarks.device import Device
-from benchmarks.turns import KEEP_MEMORY
+from benchmarks.turns import HUGE_PAGES
 from xtra_jax.errors import UserError
 from xtra_jax.model.execution import Execution
 from xtra_jax.model.grid import Grid
@@ -36,8 +36,8 @@ VARIANTS = tuple(_PREDICTORS)
 _GRIDS = {"tiny": (128, 16, 2), "huge": (224, 14, 4)}
 _PUBLISHED_GRID = (256, 16, 4)
 
-OURS = ("all_blocks", "bfloat16", "keep_memory", "cudnn", "remat=full", "remat=dots", "scan_layers")
-PEERS = ("all_blocks", "bfloat16", "keep_memory", "compiled", "plain")
+OURS = ("all_blocks", "bfloat16", "huge_pages", "cudnn", "remat=full", "remat=dots", "scan_layers")
+PEERS = ("all_blocks", "bfloat16", "huge_pages", "compiled", "plain")
 
 
 def model(name: str, image_size: int = 0, depth: int = 0) -> XTRASpec:
@@ -121,7 +121,7 @@ class Way:
 
     @property
     def environment(self) -> dict[str, str]:
-        return KEEP_MEMORY if "keep_memory" in self.changes else {}
+        return HUGE_PAGES if "huge_pages" in self.changes else {}
 
     def check_on(self, device: Device) -> None:
         """Raises UserError where this cannot be computed on a device."""

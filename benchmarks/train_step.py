@@ -86,8 +86,9 @@ def peer(spec: XTRASpec, batch_size: int, way: Way) -> tuple[Turn, dict]:
     from benchmarks.torch_peer import XTRA, TrainStep
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    torch.set_float32_matmul_precision("high")  # TF32 on GPUs, as JAX does by default
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32, as JAX does by default
     torch.manual_seed(0)
     attention = "plain" if "plain" in way.changes else "sdpa"
     network = XTRA(spec, drop_last_block=way.drop_last_block, attention=attention).to(device)

@@ -23,17 +23,14 @@ from multiprocessing.process import BaseProcess
 from benchmarks.device import SHARE_A_GPU
 from benchmarks.memory import forget_the_host_peak, host_peak_mib
 from xtra_jax.errors import RunFailed, UserError
+from xtra_jax.training.host_memory import give_back_freed_memory
 
 # In a contestant's process, what it does in one turn; it returns when the work is done.
 Turn = Callable[[], object]
 
-# glibc then keeps what is freed for the next allocation. Otherwise the kernel takes large buffers
-# back at once, and gives them out again page by page and zeroed, in every step.
-KEEP_MEMORY = {
-    "MALLOC_ARENA_MAX": "1",
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
-}
+# glibc then asks for pages of 2 MiB. A step's working memory goes back to the system at its end and
+# is given out again, zeroed, page by page, in the next one.
+HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,6 +196,7 @@ def _serve(connection: Connection, contestant: Contestant) -> None:
             elif what == "peaks":
                 connection.send(_peaks(contestant))
             else:
+                give_back_freed_memory()  # as a run does after compiling; for all alike
                 forget_the_host_peak()
                 connection.send(None)
 

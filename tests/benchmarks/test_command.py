@@ -106,7 +106,7 @@ def test_compiling_applies_all_of_a_way(monkeypatch):
     monkeypatch.setattr(
         compile_time, "race", lambda contestants, *_, **__: raced.update(contestants)
     )
-    names = ("ours", "ours,bfloat16,keep_memory,scan_layers")
+    names = ("ours", "ours,bfloat16,huge_pages,scan_layers")
     compile_time.run(1, ways=names)
     changed = raced[names[1]]
     assert changed.environment == Way(names[1]).environment != {}

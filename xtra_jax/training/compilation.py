@@ -21,6 +21,8 @@ from pathlib import Path
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
+from xtra_jax.training.host_memory import give_back_freed_memory
+
 NOTE_EVERY = 10.0  # seconds between signs of life while the compiler is at work
 MAX_BYTES = 4 * 2**30  # of programs kept; the ones longest unused go first
 Publish = Callable[[], Path | None]
@@ -66,10 +68,14 @@ jax.monitoring.register_event_listener(_count)
 def compile_with_notes(
     lowered: jax.stages.Lowered, name: str, note: Callable[[str], None]
 ) -> jax.stages.Compiled:
-    """Compiles, or loads what was compiled before, and tells `note` which and how long it took."""
+    """Compiles, or loads what was compiled before, and tells `note` which and how long it took.
+
+    The memory that the compiler is done with goes back to the system.
+    """
     begin, before = time.monotonic(), _loaded
     with signs_of_life(f"compiling {name}", note):
         compiled = lowered.compile()
+    give_back_freed_memory()
     done = "loaded, as compiled earlier," if _loaded > before else "compiled"
     note(f"{done} {name} in {time.monotonic() - begin:.0f} s")
     return compiled
