@@ -11,11 +11,11 @@ shorter cases: a whole program is not begun with less than 250 s.
 
 1. 560: the device's rates 15; cuDNN's attention against XLA's 20; the whole model at batch 128,
    traced, 180; the peer, whole, 180; cuDNN and XLA by two depths 165.
-2. 560: batches of 160, 96 and 64 at one depth 125; subsets by two depths 80, no stochastic depth 40;
-   recomputation of all but linear layers 80, scanned and whole 60; the winner, whole, 180, but only
-   where it is not the default; the small model and its peer 110 each.
+2. 560: batches of 160, 96 and 64 at one depth 125; subsets by two depths 80, no stochastic depth
+   40; recomputation of all but linear layers 80, scanned and whole 60; the winner, whole, 180, but
+   only where it is not the default; the small model and its peer 110 each.
 3. 550, by 40: four changes of GELU and LayerNorm; three of XLA's flags; the peer with either kind
-   of sums, 120; gradients and moments in bfloat16; then other parts, and the small model's variants.
+   of sums, 120; gradients and moments in bfloat16; then other parts, and the small model otherwise.
 """
 
 from __future__ import annotations
