@@ -241,7 +241,8 @@ def measure(args: argparse.Namespace) -> Iterator[tuple[Case, dict | None]]:
         elif case.kind == "rates" and "error" in result:  # so will all others be
             unusable += 1
             if unusable == ATTEMPTS:
-                sys.exit(f"This device cannot be used: {result['error']}")
+                log = args.folder / LOG
+                sys.exit(f"This device cannot be used: {result['error']}; {log} has all of it")
         else:
             results.add(case, result)
 

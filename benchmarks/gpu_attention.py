@@ -13,7 +13,7 @@ from benchmarks.gpu_step import spec_of
 from xtra_jax.model.attention import IMPLEMENTATIONS, attend
 from xtra_jax.model.masks import block_causal_mask
 
-BATCH = 8
+BATCH = 64
 REPEATS = 50
 # How far bfloat16 may be from float32, relative to the whole of an array. Rounding inputs, weights
 # and results gives about 4e-3; without the mask it is about 1.

@@ -135,7 +135,7 @@ def test_results_of_another_gpu_do_not_stand_in_for_this_one_s(tmp_path):
 
 def test_a_device_that_cannot_be_used_ends_the_call_in_one_sentence(tmp_path, child):
     child("raise RuntimeError('no CUDA here')")
-    with pytest.raises(SystemExit, match="This device cannot be used: .*no CUDA here"):
+    with pytest.raises(SystemExit, match="This device cannot be used: .*no CUDA here; .*log.txt"):
         measured(tmp_path / "out")
     assert gpu.read(tmp_path / "out" / gpu.RESULTS) == []  # the next call asks again
 
