@@ -3,7 +3,9 @@
     python -m benchmarks.gpu FOLDER [--minutes 9.5]
 
 Results are lines of FOLDER/results.jsonl, written as they come; FOLDER/log.txt has what the cases
-said. A further call goes on where the last one stopped: what is there is not measured again.
+said, FOLDER/summary.md the tables, and traces lie beside them. A further call goes on where the
+last one stopped: what is there is not measured again. What failed is tried once more, but for want
+of memory. What to expect of three calls of ten minutes is written in `gpu_questions`.
 """
 
 from __future__ import annotations
@@ -29,6 +31,8 @@ RESULTS, LOG = "results.jsonl", "log.txt"
 CHILD = (sys.executable, "-m", "benchmarks.gpu_case")
 LONGEST_LOG = 8 * 2**20  # bytes after which cases' output is dropped
 GRACE = 5.0  # seconds between asking a case to end and ending it
+ATTEMPTS = 2  # at a case that fails for another reason than memory
+MORE_TIME = 1.5  # what the second attempt gets of the first one's limit, where that was too little
 
 
 class Results:
@@ -39,22 +43,39 @@ class Results:
         self.path = folder / RESULTS
         self.device = device
         self.lines = read(self.path)
-        part = self.path.with_suffix(".part")
-        part.write_text("".join(json.dumps(line) + "\n" for line in self.lines))
-        part.replace(self.path)
 
     @property
     def known(self) -> dict[str, dict]:
-        """What was measured on this device, by case."""
+        """What was measured on this device, by case; of several attempts the last."""
         return {line["case"]: line for line in self.lines if line["machine"] == self.device}
+
+    def attempt(self, case: Case) -> Case | None:
+        """The case as it is to be tried now; None where it was measured, or given up."""
+        failed = [
+            line
+            for line in self.lines
+            if (line["machine"], line["case"]) == (self.device, case.name) and "error" in line
+        ]
+        last = self.known.get(case.name)
+        if last is None:
+            return case
+        if "error" not in last or last["failure"] == "memory" or len(failed) >= ATTEMPTS:
+            return None
+        if last["failure"] == "time":  # it will not begin where as little is left as last time
+            return dataclasses.replace(
+                case, limit=MORE_TIME * last["limit"], needs=max(case.needs, last["limit"])
+            )
+        return case
 
     def add(self, case: Case, result: dict) -> None:
         line = {"case": case.name, "machine": self.device, **dataclasses.asdict(case), **result}
         self.lines.append(line)
-        with self.path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        part = self.path.with_suffix(".part")
+        with part.open("w") as file:
+            file.writelines(json.dumps(line) + "\n" for line in self.lines)
             file.flush()
             os.fsync(file.fileno())
+        part.replace(self.path)
 
 
 def read(path: Path) -> list[dict]:
@@ -72,7 +93,7 @@ def device_name(platform: str) -> str:
         return "cpu"
     command = [
         "nvidia-smi",
-        "--query-gpu=name,memory.total,driver_version",
+        "--query-gpu=name,memory.total",
         "--format=csv,noheader",
     ]
     try:
@@ -95,16 +116,18 @@ def environment(args: argparse.Namespace, case: Case, scratch: str) -> dict[str,
     }
     root = str(Path(__file__).resolve().parent.parent)
     env["PYTHONPATH"] = os.pathsep.join(filter(None, [root, env.get("PYTHONPATH", "")]))
-    flags = [env.get("XLA_FLAGS", ""), case.flags]
+    env["JAX_PLATFORMS"] = args.platform  # where there is no GPU, a case fails and runs on no CPU
     if args.platform == "cpu":
-        env |= {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "-1"}
-        flags = [env.get("XLA_FLAGS", ""), "--xla_backend_optimization_level=0"]  # to try it only
+        env["CUDA_VISIBLE_DEVICES"] = "-1"
+        flags = ["--xla_backend_optimization_level=0"]  # to try it only
     else:
         env.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.92")
-        # Kernels' timings too: variants then differ by what they are, not by what autotuning drew.
-        env.setdefault("JAX_COMPILATION_CACHE_DIR", f"{tempfile.gettempdir()}/xtra_gpu_cache")
-        env.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "1")
-    env["XLA_FLAGS"] = " ".join(filter(None, flags))
+        # What XLA tried out is kept: deep programs have the shallow ones' products, and variants
+        # differ by what they are, not by what trying drew. XLA writes these files in one stroke.
+        tried = f"{tempfile.gettempdir()}/xtra_gpu_autotuning"
+        Path(tried).mkdir(exist_ok=True)
+        flags = [f"--xla_gpu_per_fusion_autotune_cache_dir={tried}", case.flags]
+    env["XLA_FLAGS"] = " ".join(filter(None, [env.get("XLA_FLAGS", ""), *flags]))
     return env
 
 
@@ -115,12 +138,12 @@ def run_case(case: Case, folder: Path, args: argparse.Namespace, seconds: float)
         seconds: left of the call.
 
     Returns:
-        What it measured, or "error" and why; None where the call's own time ended it.
+        What it measured; or "error", and as "failure" whether it was for want of "memory", "time"
+        or "other"; None where the call's own time ended it.
     """
     out = folder / "case.json"
     out.unlink(missing_ok=True)
     log = folder / LOG
-    limit = args.limit or case.limit
     with (
         log.open("ab") as file,
         tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch,
@@ -129,7 +152,7 @@ def run_case(case: Case, folder: Path, args: argparse.Namespace, seconds: float)
         file.flush()
         start = file.tell() if log.stat().st_size < LONGEST_LOG else None
         child = subprocess.Popen(
-            [*CHILD, json.dumps(dataclasses.asdict(case)), str(out)],
+            [*CHILD, json.dumps(dataclasses.asdict(case)), str(out), args.platform],
             stdout=file if start is not None else subprocess.DEVNULL,
             stderr=subprocess.STDOUT if start is not None else subprocess.DEVNULL,
             env=environment(args, case, scratch),
@@ -137,20 +160,24 @@ def run_case(case: Case, folder: Path, args: argparse.Namespace, seconds: float)
         )
         begin = time.monotonic()
         try:
-            code = child.wait(min(limit, seconds))
+            code = child.wait(min(case.limit, seconds))
         except subprocess.TimeoutExpired:
-            if seconds < limit:
-                return None
-            return {"error": f"not done after {limit:g} seconds"}
+            code = None
         finally:
             _end(child)
     took = {"took_seconds": round(time.monotonic() - begin, 1)}
-    if code == 0 and out.exists():
+    if out.exists():
         result = json.loads(out.read_text())
         out.unlink()
+        if code != 0:
+            took["afterwards"] = "cut off" if code is None else f"exit code {code}"
         return result | took
+    if code is None and seconds < case.limit:
+        return None
+    if code is None:
+        return {"error": f"not done after {case.limit:g} seconds", "failure": "time", **took}
     said = b"" if start is None else log.read_bytes()[start:]
-    return {"error": _reason(code, said.decode(errors="replace")), **took}
+    return {**_reason(code, said.decode(errors="replace")), **took}
 
 
 def _end(child: subprocess.Popen) -> None:
@@ -166,41 +193,58 @@ def _end(child: subprocess.Popen) -> None:
             continue
 
 
-def _reason(code: int, said: str) -> str:
-    """The line of a case's output that says why it failed."""
+def _reason(code: int, said: str) -> dict:
+    """Why a case failed, by the last traceback of its output, or else its last lines.
+
+    Not by all of it: a compiler that tries kernels out tells of those that find no memory, too.
+    """
     lines = [line.strip() for line in said.splitlines() if line.strip()]
-    for line in reversed(lines):
+    begins = [i for i, line in enumerate(lines) if line.startswith("Traceback (most recent call")]
+    lines = lines[begins[-1] :] if begins else lines[-5:]
+    for line in lines:
         if "RESOURCE_EXHAUSTED" in line or "out of memory" in line.lower():
-            return f"out of memory: {line[:300]}"
+            return {"error": f"out of memory: {line[:300]}", "failure": "memory"}
     last = next((line for line in reversed(lines) if "Error" in line), lines[-1] if lines else "")
-    return f"exit code {code}: {last[:300]}"
+    return {"error": f"exit code {code}: {last[:300]}", "failure": "other"}
 
 
 def next_case(
     args: argparse.Namespace, results: Results, skipped: set[str], seconds: float
 ) -> Case | None:
     """The first case in order that is not answered and can be done in the time that is left."""
-    known = results.known
-    for case in questions(known, TOY if args.tiny else REAL):
-        wanted = not args.only or any(fnmatch.fnmatch(case.name, one) for one in args.only)
-        needs = min(case.needs, args.limit or case.needs)
-        if wanted and case.name not in known and case.name not in skipped and needs <= seconds:
+    for case in questions(results.known, TOY if args.tiny else REAL):
+        if args.only and not any(fnmatch.fnmatch(case.name, one) for one in args.only):
+            continue
+        if args.limit:
+            case = dataclasses.replace(case, limit=args.limit, needs=min(case.needs, args.limit))
+        case = results.attempt(case)
+        if case and case.name not in skipped and case.needs <= seconds:
             return case
     return None
 
 
 def measure(args: argparse.Namespace) -> Iterator[tuple[Case, dict | None]]:
-    """Runs cases until there are none, or no time for one; yields each with its result."""
+    """Runs cases until there are none, or no time for one; yields each with its result.
+
+    Raises:
+        SystemExit: the device cannot be used: not even its rates can be measured.
+    """
     end = time.monotonic() + 60 * args.minutes
     results = Results(args.folder, device_name(args.platform))
     cut: set[str] = set()
+    unusable = 0
     while case := next_case(args, results, cut, end - time.monotonic()):
         result = run_case(case, args.folder, args, end - time.monotonic())
+        yield case, result
         if result is None:
             cut.add(case.name)
+        elif case.kind == "rates" and "error" in result:  # so will all others be
+            unusable += 1
+            if unusable == ATTEMPTS:
+                log = args.folder / LOG
+                sys.exit(f"This device cannot be used: {result['error']}; {log} has all of it")
         else:
             results.add(case, result)
-        yield case, result
 
 
 def main() -> None:
@@ -215,7 +259,8 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="a toy, to try the benchmark with")
     args = parser.parse_args()
     begin = time.monotonic()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     try:
         for case, result in measure(args):
             said = "cut off: no time left" if result is None else gpu_table.line(result)

@@ -18,8 +18,8 @@ import time
 from pathlib import Path
 
 from benchmarks.gpu_layouts import batch_minor
+from benchmarks.gpu_settings import Settings
 from benchmarks.gpu_step import (
-    Settings,
     compile_step,
     flops_facts,
     predicted,

@@ -1,6 +1,9 @@
-"""One case of the GPU benchmark, in a process of its own: `python -m benchmarks.gpu_case CASE OUT`.
+"""One case of the GPU benchmark, in a process of its own.
+
+    python -m benchmarks.gpu_case CASE OUT PLATFORM
 
 CASE is JSON, of `gpu_questions.Case`; the result is written to the file OUT, also as JSON.
+PLATFORM is "cuda" or "cpu".
 """
 
 from __future__ import annotations
@@ -8,19 +11,36 @@ from __future__ import annotations
 import json
 import os
 import sys
+import tempfile
 import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 
 def main() -> None:
-    case, out = json.loads(sys.argv[1]), Path(sys.argv[2])
+    case, out, platform = json.loads(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
-    result = {"step": _step, "profile": _profile, "rates": _rates, "peer": _peer}[case["kind"]](
-        case, out.parent
-    )
+    if case["kind"] == "peer":
+        from benchmarks import gpu_peer
+
+        _write(out, gpu_peer.run(case["settings"], case["round_seconds"], platform))
+        return
+
+    from xtra_jax.training.compilation import compilation_cache_at
+
+    # Not JAX's own way, which leaves half a program where a case is ended while it writes one.
+    folder = f"{tempfile.gettempdir()}/xtra_gpu_cache"
+    with compilation_cache_at(folder, lambda note: print(note, flush=True)) as publish:
+        answer = {"step": _step, "rates": _rates, "attention": _attention}[case["kind"]]
+        for result in answer(case, out.parent, publish):
+            _write(out, result)
+
+
+def _write(out: Path, result: dict) -> None:
+    """In one stroke. What is written is the result, whatever becomes of the process after that."""
     part = out.with_suffix(".part")
-    part.write_text(json.dumps(result))
+    part.write_text(json.dumps(result, allow_nan=False))
     part.replace(out)
 
 
@@ -57,7 +77,7 @@ def _chip():
     return accelerator_of(jax.devices()[0].device_kind)
 
 
-def _rates(case: dict, folder: Path) -> dict:
+def _rates(case: dict, folder: Path, publish: Callable) -> Iterator[dict]:
     """What the device reaches: a large bfloat16 product, and a copy."""
     import jax
     import jax.numpy as jnp
@@ -70,7 +90,7 @@ def _rates(case: dict, folder: Path) -> dict:
     x = jnp.zeros(4 * side * side, jnp.float32)
     plus = jax.jit(lambda x: x + 1)
     copy_seconds = _repeated(lambda: plus(x))
-    return {
+    yield {
         **_device(),
         "product_flops": 2 * side**3 / seconds,
         "copy_bytes_per_s": 2 * x.nbytes / copy_seconds,
@@ -117,13 +137,22 @@ def _rate(batch: int, flops_per_image: int, seconds: float) -> dict:
     }
 
 
-def _step(case: dict, folder: Path) -> dict:
-    from benchmarks import gpu_step
+def _attention(case: dict, folder: Path, publish: Callable) -> Iterator[dict]:
+    from benchmarks import gpu_attention
 
-    settings = gpu_step.Settings(**case["settings"])
+    yield _device() | gpu_attention.compared(case["settings"]["model"])
+
+
+def _step(case: dict, folder: Path, publish: Callable) -> Iterator[dict]:
+    """What was timed; then, where that is asked for, with the kernels of a few steps."""
+    from benchmarks import gpu_profile, gpu_step
+    from benchmarks.gpu_settings import Settings, name_of
+
+    settings = Settings(**case["settings"])
     compiled, optimizer, compiling = _compiled(settings)
+    publish()  # where this ends too late, the next attempt need not compile
     state, batch = gpu_step.arguments(settings, optimizer)
-    times, _ = gpu_step.timed(compiled, state, batch, round_seconds=case["round_seconds"])
+    times, state = gpu_step.timed(compiled, state, batch, round_seconds=case["round_seconds"])
     result = {**_device(), **compiling, **times, "peak_bytes": _peak_memory()}
     facts = gpu_step.flops_facts(settings)
     result |= _rate(settings.batch, facts["useful_flops_per_image"], times["seconds"])
@@ -131,24 +160,11 @@ def _step(case: dict, folder: Path) -> dict:
         facts |= gpu_step.program_facts(compiled)
     except Exception as error:  # what was timed is worth more than what is read off the program
         result["program_error"] = f"{type(error).__name__}: {error}"[:300]
-    return result | facts | gpu_step.predicted(facts, settings, _chip())
-
-
-def _profile(case: dict, folder: Path) -> dict:
-    from benchmarks import gpu_profile, gpu_step
-
-    settings = gpu_step.Settings(**case["settings"])
-    compiled, optimizer, compiling = _compiled(settings)
-    state, batch = gpu_step.arguments(settings, optimizer)
-    times, state = gpu_step.timed(compiled, state, batch, rounds=2, round_seconds=0.5)
-    found = gpu_profile.profile(compiled, state, batch, folder)
-    return {**_device(), **compiling, "seconds": times["seconds"], **found}
-
-
-def _peer(case: dict, folder: Path) -> dict:
-    from benchmarks import gpu_peer
-
-    return gpu_peer.run(case["settings"], case["round_seconds"])
+    result |= facts | gpu_step.predicted(facts, settings, _chip())
+    yield result
+    if case["traced"]:
+        trace = gpu_profile.trace_name(name_of("step", case["settings"], case["flags"]))
+        yield result | gpu_profile.profile(compiled, state, batch, folder / trace)
 
 
 if __name__ == "__main__":

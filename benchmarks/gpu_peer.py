@@ -5,43 +5,52 @@ from __future__ import annotations
 import math
 import os
 import statistics
+import sys
 import time
+
+from benchmarks.gpu_settings import PeerSettings, Settings
 
 # The model's sizes come from ours, whose jax is to leave the GPU alone.
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 
-def run(settings: dict, round_seconds: float, rounds: int = 5) -> dict:
+def run(settings: dict, round_seconds: float, platform: str, rounds: int = 5) -> dict:
     """Times the peer's step.
 
     Args:
-        settings: "model", "depth", "batch", "drop_path", "drop_last_block" as of
-            `gpu_step.Settings`, and "compiled": through `torch.compile`.
+        settings: of `PeerSettings`.
+        platform: "cuda" or "cpu".
 
     Returns:
         What a step of ours gives as well: seconds, images/s, MFU, peak memory.
+
+    Raises:
+        SystemExit: PyTorch has no GPU where one is asked for.
     """
     import torch
 
-    from benchmarks.gpu_step import Settings, spec_of, useful_flops
+    if platform == "cuda" and not torch.cuda.is_available():
+        sys.exit(f"PyTorch {torch.__version__} finds no GPU here")
+
+    from benchmarks.gpu_step import spec_of, useful_flops
     from benchmarks.torch_peer import XTRA, TrainStep
     from xtra_jax.parallel.peaks import accelerator_of
 
-    given = dict(settings)
-    compiled = given.pop("compiled")
-    ours = Settings(**given)
+    given = PeerSettings(**settings)
+    ours = Settings(given.model, given.depth, given.batch, drop_path="none")
     spec = spec_of(ours)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    kind = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
+    device = torch.device(platform)
+    kind = torch.cuda.get_device_name() if platform == "cuda" else "cpu"
     torch.manual_seed(0)
     torch.set_float32_matmul_precision("high")
-    model = XTRA(spec, drop_last_block=ours.drop_last_block).to(device)
-    step = TrainStep(model, autocast=torch.bfloat16, compiled=compiled)
+    residual = torch.bfloat16 if given.residual == "bfloat16" else None
+    model = XTRA(spec, drop_last_block=given.drop_last_block, residual=residual).to(device)
+    step = TrainStep(model, autocast=torch.bfloat16, compiled=given.compiled)
     size = spec.grid.image_size
-    images = torch.randn(ours.batch, 3, size, size, device=device)
+    images = torch.randn(given.batch, 3, size, size, device=device)
 
     def wait() -> None:
-        if device.type == "cuda":
+        if platform == "cuda":
             torch.cuda.synchronize()
 
     begin = time.perf_counter()
@@ -72,9 +81,9 @@ def run(settings: dict, round_seconds: float, rounds: int = 5) -> dict:
         "seconds": median,
         "seconds_rounds": seconds,
         "steps_per_round": steps,
-        "loss": float(loss),
-        "images_per_s": ours.batch / median,
+        "loss": float(loss) if math.isfinite(loss) else None,
+        "images_per_s": given.batch / median,
         "useful_flops_per_image": flops,
-        "mfu": ours.batch * flops / median / chip.flops if chip else None,
-        "peak_bytes": torch.cuda.max_memory_allocated() if device.type == "cuda" else None,
+        "mfu": given.batch * flops / median / chip.flops if chip else None,
+        "peak_bytes": torch.cuda.max_memory_allocated() if platform == "cuda" else None,
     }

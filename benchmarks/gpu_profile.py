@@ -14,7 +14,6 @@ import jax
 from jax.profiler import ProfileData, ProfileOptions
 
 STEPS = 3
-TRACE = "trace.xplane.pb.gz"
 LARGEST_TRACE = 15 * 2**20  # bytes of the compressed trace that is kept
 SHOWN = 30
 
@@ -32,8 +31,13 @@ _KINDS = (
 )
 
 
-def profile(step, state, batch, folder: Path) -> dict:
-    """Traces some steps, keeps the trace in the folder, and adds up its kernels.
+def trace_name(case: str) -> str:
+    """The file for a case's trace: of letters, digits, and three marks that every system allows."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", f"{case}.xplane.pb.gz")
+
+
+def profile(step, state, batch, file: Path) -> dict:
+    """Traces some steps, keeps the trace as a file, and adds up its kernels.
 
     Returns:
         "kernels": the largest, each with its milliseconds and calls per step; "kinds": milliseconds
@@ -50,13 +54,13 @@ def profile(step, state, batch, folder: Path) -> dict:
             jax.block_until_ready((state, metrics))
         finally:
             jax.profiler.stop_trace()
-        files = Path(place).rglob("*.xplane.pb")
-        data = max(files, key=lambda file: file.stat().st_size).read_bytes()
+        found = Path(place).rglob("*.xplane.pb")
+        data = max(found, key=lambda one: one.stat().st_size).read_bytes()
     packed = gzip.compress(data, 6)
     kept = len(packed) <= LARGEST_TRACE
     if kept:
-        (folder / TRACE).write_bytes(packed)
-    trace = TRACE if kept else f"not kept: {len(packed)} bytes compressed"
+        file.write_bytes(packed)
+    trace = file.name if kept else f"not kept: {len(packed)} bytes compressed"
     return {
         **summed(kernel_events(ProfileData.from_serialized_xspace(data)), STEPS),
         "trace": trace,

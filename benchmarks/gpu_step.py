@@ -5,7 +5,6 @@ Needs jax, flax, optax and numpy, and of xtra_jax only what needs no more than t
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import statistics
 import time
@@ -16,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import gpu_whatif
+from benchmarks.gpu_settings import Settings
 from xtra_jax.model.execution import Execution
 from xtra_jax.model.flops import forward_flops, train_flops
 from xtra_jax.model.grid import Grid
@@ -32,32 +32,6 @@ from xtra_jax.training.step import Objective, TrainState, make_train_step
 # and that of the memory's nominal rate in kernels which only wait for it.
 PRODUCT_SHARE = 750 / 989
 MEMORY_SHARE = 0.8
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """One variant of a train step.
-
-    Attributes:
-        model: "h14", "b16", or "tiny", a toy for trying the benchmark.
-        depth: encoder layers; 0 for the model's own.
-        drop_path: "none", or a mode of stochastic depth, at the recipe's rate.
-        drop_last_block: as pretraining runs; without it all 256 tokens are computed.
-        whatif: "", or one of `gpu_whatif.CHANGES`, which ask what a part of the step costs.
-    """
-
-    model: str
-    depth: int
-    batch: int
-    attention: str = "cudnn"
-    scan: bool = False
-    remat: str = "none"
-    drop_path: str = "bernoulli"
-    predictor_dtype: str = "bfloat16"
-    reduce_dtype: str = "float32"
-    mu_dtype: str = "float32"
-    drop_last_block: bool = True
-    whatif: str = ""
 
 
 def spec_of(settings: Settings) -> XTRASpec:
@@ -250,12 +224,14 @@ def timed(
     Nothing is fetched within a round, as in training: steps are queued and the last one awaited.
 
     Returns:
-        The times and the last loss; and the state after it all.
+        The times, the last loss, and the first step's loss and gradient norm, from which variants
+        can be compared; and the state after it all.
     """
     begin = time.perf_counter()
     state, metrics = step(state, batch)
     jax.block_until_ready((state, metrics))
     first = time.perf_counter() - begin
+    told = {f"first_{name}": _number(metrics[name]) for name in ("loss", "grad_norm")}
     begin = time.perf_counter()
     for _ in range(2):
         state, metrics = step(state, batch)
@@ -273,5 +249,11 @@ def timed(
         "seconds_rounds": seconds,
         "steps_per_round": steps,
         "first_step_seconds": first,
-        "loss": float(metrics["loss"]),
+        "loss": _number(metrics["loss"]),
+        **told,
     }, state
+
+
+def _number(value: jax.Array) -> float | None:
+    """None for what is no number, which JSON cannot hold."""
+    return float(value) if math.isfinite(value) else None

@@ -7,15 +7,8 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-# The design's model of a step, from programs compiled ahead of time: images/s of XTRA-H/14 at batch
-# 64 on an H100, by (scan, remat).
-DESIGNED = {
-    (True, "none"): 293,
-    (True, "full"): 344,
-    (True, "dots"): 370,
-    (False, "dots"): 424,
-    (False, "none"): 462,
-}
+from benchmarks.gpu_deviation import deviation, wrong
+
 WHOLE_DEPTH = 32
 SHOWN_KERNELS = 15
 GIB = 2**30
@@ -33,7 +26,12 @@ def line(result: dict) -> str:
         (result.get("compile_seconds"), lambda x: f"compiled in {x:.0f} s"),
         (result.get("product_flops"), lambda x: f"{x / 1e12:.3g} TFLOP/s"),
         (result.get("copy_bytes_per_s"), lambda x: f"{x / 1e9:.4g} GB/s"),
-        (result.get("busy_ms"), lambda x: f"busy {x:.2f} ms of {result['span_ms']:.2f}"),
+        (
+            result.get("cudnn_is_right"),
+            _verdict,
+        ),
+        (result.get("busy_ms"), lambda x: f"busy {x:.2f} ms of {result['span_ms']:.2f} per step"),
+        (result.get("afterwards"), lambda x: f"its process failed afterwards: {x}"),
     ]
     return ", ".join(text(value) for value, text in told if value is not None)
 
@@ -41,8 +39,8 @@ def line(result: dict) -> str:
 def variant(line: dict) -> str:
     """What is particular about a case, its model, depth and batch apart."""
     settings = line["settings"]
-    told = [settings.get("attention", ""), settings.get("drop_path", "")]
-    told.append("scanned" if settings.get("scan") else "unrolled" if line["kind"] == "step" else "")
+    told = [settings.get("attention", "cudnn"), settings.get("drop_path", "bernoulli")]
+    told.append("scanned" if settings.get("scan") else "unrolled")
     if settings.get("remat", "none") != "none":
         told.append(f"remat {settings['remat']}")
     if settings.get("predictor_dtype", "bfloat16") != "bfloat16":
@@ -54,7 +52,9 @@ def variant(line: dict) -> str:
     if not settings.get("drop_last_block", True):
         told.append("all blocks")
     if line["kind"] == "peer":
-        told.append("compiled" if settings["compiled"] else "not compiled")
+        told = ["PyTorch", "compiled" if settings.get("compiled", True) else "not compiled"]
+        told.append(f"{settings.get('residual', 'bfloat16')} sums")
+        told.append("" if settings.get("drop_last_block", True) else "all blocks")
     told += [settings.get("whatif", ""), line.get("flags", "")]
     return ", ".join(filter(None, told))
 
@@ -68,18 +68,39 @@ def table(lines: Iterable[dict]) -> str:
 
 
 def _machine(name: str, lines: list[dict]) -> str:
-    lines = [one for one in lines if one["machine"] == name]
-    good = [one for one in lines if "error" not in one]
-    versions = {one.get("jax") for one in good if one.get("jax")}
+    last = {one["case"]: one for one in lines if one["machine"] == name}  # of several attempts
+    good = {case: one for case, one in last.items() if "error" not in one}
+    versions = {one.get("jax") for one in good.values() if one.get("jax")}
     parts = [f"### {name}", "", f"jax {', '.join(sorted(versions)) or 'unknown'}.", ""]
-    for one in good:
+    for one in good.values():
         if one["kind"] == "rates":
             parts += [f"A bfloat16 product and a copy reach {line(one)}.", ""]
-    parts += _measured(good) + _extrapolated(good) + _profiles(good)
-    failed = [one for one in lines if "error" in one]
+        if one["kind"] == "attention":
+            parts += [*_attention(one), ""]
+    parts += _measured(good) + _extrapolated(good) + _profiles(good.values())
+    failed = [one for one in last.values() if "error" in one]
     if failed:
         parts += ["Failed:", ""] + [f"- {one['case']}: {one['error']}" for one in failed] + [""]
     return "\n".join(parts)
+
+
+def _attention(one: dict) -> list[str]:
+    """What attention alone was found to be."""
+    told = []
+    for name, found in one["attention"].items():
+        if "error" in found:
+            told.append(f"{name}: {found['error'].rstrip('.')}")
+        else:
+            told.append(
+                f"{name}: {1000 * found['seconds']:.3f} ms, {found['deviation']:.1e} from float32"
+            )
+    return [
+        f"One layer's attention, both ways: {'; '.join(told)}. {_verdict(one['cudnn_is_right'])}."
+    ]
+
+
+def _verdict(right: bool) -> str:
+    return f"cuDNN's attention is {'right' if right else 'WRONG, or not to be had'}"
 
 
 def _rows(heads: list[str], rows: list[list[str]]) -> list[str]:
@@ -93,22 +114,26 @@ def _number(value: float | None, text: Callable[[float], str]) -> str:
     return "" if value is None else text(value)
 
 
-def _measured(lines: list[dict]) -> list[str]:
+def _measured(lines: dict[str, dict]) -> list[str]:
     """Every step and peer that was timed, with what was predicted beside it."""
-    timed = [one for one in lines if one["kind"] in ("step", "peer")]
-    best_peer = {}
+    timed = [one for one in lines.values() if one["kind"] in ("step", "peer")]
+    best_peer, first = {}, {}
     for one in timed:
+        size = _size(one)
         if one["kind"] == "peer":
-            key = _size(one)
-            best_peer[key] = max(best_peer.get(key, 0.0), one["images_per_s"])
+            best_peer[size] = max(best_peer.get(size, 0.0), one["images_per_s"])
+        else:
+            first.setdefault(size, one["images_per_s"])
     rows = []
     for one in timed:
-        peer = best_peer.get(_size(one))
+        settings, ours = one["settings"], one["kind"] == "step"
+        first_one = first.get(_size(one))
+        peer = best_peer.get(_size(one)) if ours else None
         rows.append(
             [
-                f"{one['question']}: {'PyTorch, ' if one['kind'] == 'peer' else ''}{variant(one)}",
-                f"{one['settings']['model']}, {one['settings']['depth'] or 'all'}",
-                str(one["settings"]["batch"]),
+                f"{one['question']}: {variant(one)}",
+                f"{settings['model']}, {settings['depth'] or 'all'}",
+                str(settings["batch"]),
                 f"{1000 * one['seconds']:.2f}",
                 f"{one['images_per_s']:.1f}",
                 _number(one.get("mfu"), lambda x: f"{x:.1%}"),
@@ -116,29 +141,42 @@ def _measured(lines: list[dict]) -> list[str]:
                 _number(one.get("bound_images_per_s"), lambda x: f"{x:.0f}"),
                 _number(one.get("peak_bytes"), lambda x: f"{x / GIB:.1f}"),
                 _number(one.get("program_peak_bytes"), lambda x: f"{x / GIB:.1f}"),
+                _deviation(one, lines),
+                _number(first_one and one["images_per_s"] / first_one, lambda x: f"{x:.3f}"),
                 _number(peer and one["images_per_s"] / peer, lambda x: f"{x:.2f}"),
             ]
         )
     heads = ["measured", "model, layers", "batch", "ms per step", "images/s", "MFU", "modelled"]
-    heads += ["at peak", "peak GiB", "by the compiler", "over the best peer"]
+    heads += ["at peak", "peak GiB", "by the compiler", "loss, gradient off by"]
+    heads += ["over the first of that depth", "over the best peer of any batch"]
     return _rows(heads, rows)
 
 
+def _deviation(one: dict, lines: dict[str, dict]) -> str:
+    found = deviation(one, lines)
+    if found is None:
+        return ""
+    told = ", ".join(f"{x:.0e}" for x in found)
+    return f"{told} WRONG" if wrong(one, lines) else told
+
+
 def _size(one: dict) -> tuple:
-    return tuple(one["settings"].get(key) for key in ("model", "depth", "batch"))
+    return one["settings"]["model"], one["settings"]["depth"]
 
 
-def _extrapolated(lines: list[dict]) -> list[str]:
+def _extrapolated(lines: dict[str, dict]) -> list[str]:
     """Pairs of shallow programs, drawn out to the whole model's depth, the fastest first."""
     groups: dict[str, dict[int, dict]] = {}
-    for one in lines:
-        if one["kind"] == "step" and one["settings"]["depth"]:
+    for one in lines.values():
+        if one["kind"] == "step" and 0 < one["settings"]["depth"] < WHOLE_DEPTH:
             rest = {key: value for key, value in one["settings"].items() if key != "depth"}
-            groups.setdefault(json.dumps([rest, one["flags"]]), {})[one["settings"]["depth"]] = one
+            groups.setdefault(json.dumps([rest, one["flags"]], sort_keys=True), {})[
+                one["settings"]["depth"]
+            ] = one
     rows = []
     for group in groups.values():
         few, more, *_ = sorted(group) if len(group) > 1 else (0, 0)
-        if not more:
+        if not more or group[more]["seconds"] <= group[few]["seconds"]:  # all noise
             continue
         shallow, deep = group[few], group[more]
 
@@ -147,15 +185,12 @@ def _extrapolated(lines: list[dict]) -> list[str]:
                 return None
             return shallow[key] + (deep[key] - shallow[key]) / (more - few) * (WHOLE_DEPTH - few)
 
-        settings, batch = deep["settings"], deep["settings"]["batch"]
+        batch = deep["settings"]["batch"]
         rate = batch / whole("seconds")
         flops, mfu = whole("useful_flops_per_image"), None
         if deep.get("mfu"):
             peak = deep["images_per_s"] * deep["useful_flops_per_image"] / deep["mfu"]
             mfu = rate * flops / peak
-        designed = None
-        if settings["model"] == "h14" and batch == 64 and not settings.get("whatif"):
-            designed = DESIGNED.get((settings.get("scan", False), settings.get("remat", "none")))
         seconds_modelled = None
         if deep.get("modelled_images_per_s") and shallow.get("modelled_images_per_s"):
             a, b = (batch / one["modelled_images_per_s"] for one in (shallow, deep))
@@ -170,26 +205,25 @@ def _extrapolated(lines: list[dict]) -> list[str]:
                     f"{rate:.1f}",
                     _number(mfu, lambda x: f"{x:.1%}"),
                     _number(seconds_modelled and batch / seconds_modelled, lambda x: f"{x:.0f}"),
-                    _number(designed, str),
                     _number(whole("peak_bytes"), lambda x: f"{x / GIB:.1f}"),
                 ],
             )
         )
     rows.sort(key=lambda row: -row[0])
     heads = [f"drawn out to {WHOLE_DEPTH} layers", "batch", "ms per layer", "images/s", "MFU"]
-    heads += ["modelled", "design's model", "peak GiB"]
+    heads += ["modelled", "peak GiB"]
     return _rows(heads, [row for _, row in rows])
 
 
-def _profiles(lines: list[dict]) -> list[str]:
+def _profiles(lines: Iterable[dict]) -> list[str]:
     parts = []
     for one in lines:
-        if one["kind"] != "profile":
+        if "kernels" not in one:
             continue
         kinds = ", ".join(f"{kind} {ms:.2f}" for kind, ms in one["kinds"].items())
         parts += [
-            f"Profile of {one['case'].removeprefix('profile ')}: {line(one)} per step; "
-            f"milliseconds by kind: {kinds}.",
+            f"Profile of {one['case']}, {one['trace']}: busy {one['busy_ms']:.2f} ms of "
+            f"{one['span_ms']:.2f} per step; milliseconds by kind: {kinds}.",
             "",
         ]
         rows = [

@@ -6,8 +6,9 @@ Tensors have the names and layouts of the published checkpoints. As published, e
 through the model; `drop_last_block` leaves the last block out, as ours does, so that a comparison
 can tell what that idea gives from what the framework gives.
 
-The attention is an option, because PyTorch's fused one isn't faster everywhere: "sdpa", or "plain",
-which writes the products and the softmax out.
+Two options are for speed. The attention, because PyTorch's fused one isn't faster everywhere:
+"sdpa", or "plain", which writes the products and the softmax out. And the dtype of the sum that
+runs through the blocks: autocast leaves it in float32, as the positions are, at twice the bytes.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from xtra_jax.model.grid import Grid
 from xtra_jax.model.variants import XTRASpec
 
 
@@ -64,37 +66,52 @@ class Block(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
+def block_by_block(x, side, k):
+    """Tokens [batch, tokens, width] in raster order, to those of one block after the other.
+
+    Reshaped and not indexed: the gradient of an index is a scatter.
+    """
+    batch, tokens, width = x.shape
+    x = x.reshape(batch, side, k, side, k, width).transpose(2, 3)
+    return x.reshape(batch, tokens, width)
+
+
 class PatchEmbed(nn.Module):
     """The convolution of the published code, as the matrix product that it is."""
 
-    def __init__(self, patch_size: int, width: int):
+    def __init__(self, grid: Grid, width: int):
         super().__init__()
-        self.proj = nn.Conv2d(3, width, patch_size, stride=patch_size)
+        self.side, self.k, self.p = grid.blocks_per_side, grid.block_size, grid.patch_size
+        self.proj = nn.Conv2d(3, width, self.p, stride=self.p)
 
-    def forward(self, images, seen):
-        batch, p, g = len(images), self.proj.stride[0], images.shape[-1] // self.proj.stride[0]
-        patches = images.reshape(batch, 3, g, p, g, p).permute(0, 2, 4, 1, 3, 5)
-        patches = patches.reshape(batch, g * g, 3 * p * p)[:, seen]
-        return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
+    def forward(self, images, tokens):
+        batch, side, k, p = len(images), self.side, self.k, self.p
+        patches = images.reshape(batch, 3, side, k, p, side, k, p)
+        patches = patches.permute(0, 2, 5, 3, 6, 1, 4, 7).reshape(batch, -1, 3 * p * p)
+        return F.linear(patches[:, :tokens], self.proj.weight.flatten(1), self.proj.bias)
 
 
 class Tower(nn.Module):
-    """Positions, blocks and a final norm; with `patch_size`, images come in, and else tokens."""
+    """Positions, blocks and a final norm; with `embeds`, images come in, and else tokens."""
 
-    def __init__(self, tokens, width, depth, num_heads, hidden, attention, patch_size=None):
+    def __init__(self, grid, width, depth, num_heads, hidden, attention, residual, embeds=False):
         super().__init__()
-        if patch_size:
-            self.patch_embed = PatchEmbed(patch_size, width)
-        self.pos_embed = nn.Parameter(torch.zeros(1, tokens, width))
+        if embeds:
+            self.patch_embed = PatchEmbed(grid, width)
+        self.side, self.k, self.residual = grid.blocks_per_side, grid.block_size, residual
+        self.pos_embed = nn.Parameter(torch.zeros(1, grid.num_tokens, width))
         self.blocks = nn.ModuleList(
             Block(width, num_heads, hidden, attention) for _ in range(depth)
         )
         self.norm = nn.LayerNorm(width, eps=1e-6)
 
-    def forward(self, x, seen, mask, bias):
+    def forward(self, x, mask, bias):
+        tokens = len(mask)
         if hasattr(self, "patch_embed"):
-            x = self.patch_embed(x, seen)
-        x = x + self.pos_embed[:, seen]
+            x = self.patch_embed(x, tokens)
+        x = x + block_by_block(self.pos_embed, self.side, self.k)[:, :tokens]
+        if self.residual is not None:
+            x = x.to(self.residual)
         for block in self.blocks:
             x = block(x, mask, bias)
         return self.norm(x)
@@ -112,41 +129,47 @@ class TwoLayers(nn.Module):
 
 
 class XTRA(nn.Module):
-    """Tokens are in raster order throughout, the last block's left out on request."""
+    """Tokens are in the order of blocks throughout, the last one's left out on request.
 
-    def __init__(self, spec: XTRASpec, *, drop_last_block: bool = False, attention: str = "sdpa"):
+    Args:
+        residual: a dtype for the sum through the blocks; None leaves it to autocast.
+    """
+
+    def __init__(
+        self,
+        spec: XTRASpec,
+        *,
+        drop_last_block: bool = False,
+        attention: str = "sdpa",
+        residual: torch.dtype | None = None,
+    ):
         super().__init__()
         encoder, predictor, grid = spec.encoder, spec.predictor, spec.grid
         width, self.k, self.p = predictor.width, grid.block_size, grid.patch_size
         self.side = grid.blocks_per_side
         self.enc = Tower(
-            grid.num_tokens,
+            grid,
             encoder.width,
             encoder.depth,
             encoder.num_heads,
             encoder.mlp_hidden,
             attention,
-            grid.patch_size,
+            residual,
+            embeds=True,
         )
         self.proj = TwoLayers(encoder.width, predictor.hidden, width, bias=False)
         self.predictor = Tower(
-            grid.num_tokens, width, predictor.depth, predictor.num_heads, 4 * width, attention
+            *(grid, width, predictor.depth, predictor.num_heads, 4 * width, attention, residual)
         )
         self.aim_proj = nn.ModuleList(
             TwoLayers(self.k**2 * width, spec.head.hidden, grid.block_dim, bias=True)
             for _ in range(spec.head.num_tokens)
         )
-        along = torch.arange(self.side).repeat_interleave(self.k)
-        block = (along[:, None] * self.side + along[None, :]).flatten()
-        seen = (block < self.side**2 - drop_last_block).nonzero()[:, 0]
-        mask = block[seen][:, None] >= block[seen][None, :]
-        self.register_buffer("seen", seen, persistent=False)
+        block = torch.arange(self.side**2 - drop_last_block).repeat_interleave(self.k**2)
+        mask = block[:, None] >= block[None, :]
         self.register_buffer("mask", mask, persistent=False)
         bias = torch.zeros(mask.shape).masked_fill(~mask, float("-inf"))
         self.register_buffer("bias", bias, persistent=False)
-        # Block after block, and the tokens of each in raster order.
-        in_blocks = block[seen].argsort(stable=True)
-        self.register_buffer("in_blocks", in_blocks, persistent=False)
 
     def cut(self, images):
         """[batch, 3, S, S] to [batch, blocks, 3 * c * c], channels first."""
@@ -155,13 +178,13 @@ class XTRA(nn.Module):
         return x.permute(0, 2, 4, 1, 3, 5).reshape(len(images), self.side**2, -1)
 
     def forward(self, images):
-        """Every stage by the name it has in the golden files."""
+        """Every stage by the name it has in the golden files, tokens in the order of blocks."""
         out = {}
-        out["enc_out"] = self.enc(images, self.seen, self.mask, self.bias)
+        out["enc_out"] = self.enc(images, self.mask, self.bias)
         out["proj_out"] = self.proj(out["enc_out"])
-        tokens = self.predictor(out["proj_out"], self.seen, self.mask, self.bias)
+        tokens = self.predictor(out["proj_out"], self.mask, self.bias)
         out["predictor_out"] = tokens
-        blocks = tokens[:, self.in_blocks].unflatten(1, (-1, self.k**2))
+        blocks = tokens.unflatten(1, (-1, self.k**2))
         out["block_embeds"] = blocks.transpose(2, 3).flatten(2)
         for j, head in enumerate(self.aim_proj):
             out[f"preds_{j}"] = head(out["block_embeds"])

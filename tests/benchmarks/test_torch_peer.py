@@ -60,6 +60,18 @@ def test_without_the_last_block_it_computes_as_few_tokens_as_we_do():
     assert tokens == SPEC.grid.num_tokens - SPEC.grid.tokens_per_block
 
 
+@pytest.mark.parametrize("residual", [None, torch.bfloat16])
+def test_under_autocast_the_sum_through_the_blocks_has_the_dtype_asked_for(ours, residual):
+    model, dtypes = peer(drop_last_block=True, residual=residual), set()
+    for tower in (model.enc, model.predictor):
+        for block in tower.blocks:
+            block.register_forward_hook(lambda block, given, out: dtypes.add(out.dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model.objective(torch.from_numpy(goldens.load(NAME)["images"]))
+    assert dtypes == {residual or torch.float32}
+    np.testing.assert_allclose(loss.item(), ours[0], rtol=1e-2)
+
+
 def test_three_steps_leave_the_parameters_where_ours_do():
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
