@@ -42,7 +42,6 @@ VARIANTS = {
     "scan_full": dict(scan=True, remat="full"),
     "xla_no_drop": dict(attention="xla", drop_path="none"),
     "predictor_float32": dict(predictor_dtype="float32", attention="xla"),
-    "split_qkv": dict(whatif="split_qkv"),
     "all_blocks": dict(drop_last_block=False),
 }
 

@@ -34,7 +34,7 @@ def compared(model: str, batch: int = BATCH) -> dict:
     blocks = spec.grid.num_blocks - 1
     mask = block_causal_mask(spec.grid, blocks)
     heads = spec.encoder.num_heads
-    shape = (4, batch, blocks * spec.grid.tokens_per_block, heads, spec.encoder.width // heads)
+    shape = (batch, blocks * spec.grid.tokens_per_block, 4, heads, spec.encoder.width // heads)
     given = jax.random.normal(jax.random.key(0), shape, jnp.bfloat16)
     with jax.default_matmul_precision("highest"):
         expected = _both_ways(mask, "xla")(given.astype(jnp.float32))
@@ -57,13 +57,14 @@ def compared(model: str, batch: int = BATCH) -> dict:
 
 
 def _both_ways(mask, implementation: str):
-    """Queries, keys, values and the output's gradient to the output and their gradients."""
+    """Queries, keys, values and the output's gradient, side by side, to the output and theirs."""
 
     @jax.jit
     def call(given):
-        *inputs, gradient = given
-        output, backward = jax.vjp(lambda *inputs: attend(*inputs, mask, implementation), *inputs)
-        return output, *backward(gradient)
+        qkv, gradient = given[:, :, :3], given[:, :, 3]
+        output, backward = jax.vjp(lambda qkv: attend(qkv, mask, implementation), qkv)
+        (gradients,) = backward(gradient)
+        return output, *(gradients[:, :, i] for i in range(3))
 
     return call
 

@@ -15,7 +15,7 @@ from benchmarks.gpu_settings import name_of
 LOSS, GRAD_NORM = 1e-4, 5e-3
 
 # Changes of `gpu_whatif` that compute the same in another way; the others are other functions.
-SAME_FUNCTION = ("", "split_qkv", "jax_gelu", "fast_variance", "jax_attention")
+SAME_FUNCTION = ("", "jax_gelu", "fast_variance", "jax_attention")
 
 
 def deviation(one: dict, lines: dict[str, dict]) -> tuple[float, float] | None:

@@ -111,7 +111,6 @@ OTHER_PARTS = (
     dict(reduce_dtype="bfloat16"),
     dict(mu_dtype="bfloat16"),
     dict(predictor_dtype="float32", attention="xla"),  # cuDNN has no attention in float32
-    dict(whatif="split_qkv"),
     dict(whatif="no_attention"),
     dict(drop_last_block=False),
     dict(whatif="gelu_tanh"),

@@ -42,32 +42,14 @@ def _no_norm(plain: Callable) -> Callable:
 
 
 def _no_attention(plain: Callable) -> Callable:
-    return lambda query, key, value, *args, **kwargs: value
+    return lambda qkv, *args, **kwargs: qkv[:, :, 2]
 
 
 def _jax_attention(plain: Callable) -> Callable:
-    def call(query, key, value, mask, implementation="xla"):
+    def call(qkv, mask, implementation="xla"):
+        query, key, value = (qkv[:, :, i] for i in range(3))
         mask = None if mask is None else jnp.asarray(mask)[None, None]
         return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation="xla")
-
-    return call
-
-
-def _split_qkv(plain: Callable) -> Callable:
-    """Three products in place of one whose result is cut in three for cuDNN: the same sums."""
-
-    def call(layer, x, mask, num_tokens, execution):
-        kernel, bias = layer.qkv.kernel[...], layer.qkv.bias[...]
-        x = x.astype(layer.qkv.dtype)
-
-        def project(i):
-            y = linear.contract(x, kernel[:, i], 1, execution.reduce_dtype)
-            y = linear.add_shared(y, bias[i])
-            return y.reshape(-1, num_tokens, *y.shape[1:])
-
-        query, key, value = map(project, range(3))
-        mixed = attention.attend(query, key, value, mask, execution.attention)
-        return layer.out(mixed.reshape(-1, *mixed.shape[2:]), execution)
 
     return call
 
@@ -79,7 +61,6 @@ CHANGES = {
     "no_gelu": (linear, "gelu", _no_gelu),
     "fast_variance": (layer_norm, "statistics", _fast_variance),
     "no_norm": (layer_norm.LayerNorm, "__call__", _no_norm),
-    "split_qkv": (attention.Attention, "__call__", _split_qkv),
     "no_attention": (attention, "attend", _no_attention),
     "jax_attention": (attention, "attend", _jax_attention),
 }
