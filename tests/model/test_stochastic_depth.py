@@ -105,7 +105,7 @@ def test_survivors_make_up_for_the_dropped_in_16_bits_too(mode, dtype):
     added = found - x
     survived = added.any(axis=1)
     assert 0 < survived.sum() < 10
-    # Each sum is rounded by up to 2^-9 of itself, up or down, and the total by far less.
+    # Each sum is rounded by up to 2^-8 of itself, up or down, and the total by far less.
     scale = (added * x)[survived].sum() / (x[survived] ** 2).sum()
     assert scale == pytest.approx(10 / 9, rel=3e-4)
 
