@@ -11,6 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.custom_partitioning import custom_partitioning
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from tests.parallel.test_processes import Members
 from xtra_jax.training import compilation
@@ -66,6 +69,35 @@ def test_what_was_compiled_is_kept_before_the_end_and_nothing_else_stays_behind(
     (kept,) = programs(tmp_path)
     assert list(kept.parent.iterdir()) == [kept]
     assert not jax.config.jax_compilation_cache_dir
+
+
+def test_a_program_that_is_partitioned_by_a_function_is_found_again(tmp_path):
+    """As cuDNN's attention is; another process has the function at another address."""
+
+    def doubled():
+        function = custom_partitioning(lambda x: 2 * x)
+
+        def partition(mesh, arguments, result):
+            sharding = arguments[0].sharding
+            return mesh, lambda x: 2 * x, sharding, (sharding,)
+
+        function.def_partition(
+            partition=partition,
+            infer_sharding_from_operands=lambda mesh, arguments, result: arguments[0].sharding,
+            sharding_rule="i -> i",
+        )
+        return function
+
+    sharding = NamedSharding(jax.make_mesh((2,), ("data",), devices=jax.devices()[:2]), P("data"))
+    functions = [doubled(), doubled()]  # both alive, so at different addresses
+    notes = []
+    for function in functions:
+        jax.clear_caches()
+        shape = jax.ShapeDtypeStruct((4,), jnp.float32, sharding=sharding)
+        with compilation_cache_at(str(tmp_path), notes.append):
+            lowered = jax.jit(lambda x, function=function: function(x)).lower(shape)
+            compile_with_notes(lowered, "it", notes.append)
+    assert notes[-1].startswith("loaded, as compiled earlier, it in")
 
 
 def test_half_a_program_of_a_killed_process_is_in_nobodys_way(tmp_path):

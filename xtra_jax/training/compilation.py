@@ -133,6 +133,9 @@ def compilation_cache_at(folder: str, note: Callable[[str], None]) -> Iterator[P
         "jax_compilation_cache_dir": str(own),
         # XLA's own caches would lie in that folder, whose name would become part of JAX's keys.
         "jax_persistent_cache_enable_xla_caches": "",
+        # Where cuDNN's attention runs on several GPUs, the program that is looked for holds an
+        # address in this process's memory, and would never be found again.
+        "jax_remove_custom_partitioning_ptr_from_cache_key": True,
     }
     before = {name: getattr(jax.config, name) for name in settings}
     try:
