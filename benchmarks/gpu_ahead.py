@@ -59,7 +59,8 @@ def compile_case(settings: Settings, topology: str) -> dict:
     facts = program_facts(compiled, module) | flops_facts(settings)
     spec = spec_of(settings)
     tokens = spec.grid.num_tokens - settings.drop_last_block * spec.grid.tokens_per_block
-    transposed = batch_minor(module, settings.batch, tokens, spec.encoder.width)
+    width = min(spec.encoder.width, spec.predictor.width)
+    transposed = batch_minor(module, settings.batch, tokens, width)
     return {
         "topology": chips.name,
         "settings": dataclasses.asdict(settings),

@@ -8,6 +8,7 @@ dearer for a reason, and say in the commit which figure changed and why.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
@@ -40,10 +41,18 @@ SPEC = XTRASpec(
 TOKENS = SPEC.grid.num_tokens - SPEC.grid.tokens_per_block
 ACTIVATIONS = 4 * BATCH * TOKENS * SPEC.encoder.width
 
-# The steps with a budget: the one that ships, and one whose backward pass is another program.
+BFLOAT16 = dataclasses.replace(SPEC, dtype="bfloat16", predictor_dtype="bfloat16")
+SUBSET = dataclasses.replace(
+    SPEC, encoder=dataclasses.replace(SPEC.encoder, drop_path_mode="subset")
+)
+
+# The steps with a budget: the one that ships, and those that are other programs.
 STEPS = {
-    "default": Execution(),
-    "remat_dots": Execution(remat="dots"),
+    "default": (SPEC, Execution()),
+    "remat_dots": (SPEC, Execution(remat="dots")),
+    "scan_layers": (SPEC, Execution(scan_layers=True)),
+    "bfloat16": (BFLOAT16, Execution()),
+    "subset": (SUBSET, Execution()),
 }
 
 
@@ -57,8 +66,9 @@ def compiled_step(name: str) -> jax.stages.Compiled:
     optimizer = adamw(
         lambda step: 1e-4, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.05, clip_norm=1.0
     )
-    step = make_train_step(SPEC, optimizer, Objective(), STEPS[name], schedule=lambda step: 1e-4)
-    state = jax.eval_shape(lambda: init_state(SPEC, optimizer, jax.random.key(0)))
+    spec, execution = STEPS[name]
+    step = make_train_step(spec, optimizer, Objective(), execution, schedule=lambda step: 1e-4)
+    state = jax.eval_shape(lambda: init_state(spec, optimizer, jax.random.key(0)))
     size = SPEC.grid.image_size
     batch = {
         "image": jax.ShapeDtypeStruct((BATCH, size, size, 3), jnp.uint8),

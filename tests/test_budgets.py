@@ -12,7 +12,7 @@ import jax
 import pytest
 
 from tests import budgets
-from tests.budgets import BATCH, ENCODER_LAYERS, PREDICTOR_LAYERS, SPEC, STEPS
+from tests.budgets import BATCH, ENCODER_LAYERS, PREDICTOR_LAYERS, STEPS
 from xtra_jax.model.flops import train_flops
 
 # Shares of the recorded figure; the others are counts, and are to be met exactly.
@@ -59,21 +59,24 @@ def test_a_step_costs_what_is_recorded(step):
 def test_a_layer_multiplies_for_attention_twice_forward_and_four_times_backward(step):
     name, _, found = step
     layers = ENCODER_LAYERS + PREDICTOR_LAYERS
-    again = {"default": 0, "remat_dots": 2}[name]  # neither product has a name to be saved by
+    again = 2 if name == "remat_dots" else 0  # neither product has a name to be saved by
     assert found["attention_products"] == (6 + again) * layers
 
 
 def test_the_products_are_the_useful_work_and_what_remat_repeats(step):
     name, _, found = step
-    useful = BATCH * train_flops(SPEC)
-    if name == "default":
-        assert found["product_flops"] == pytest.approx(useful, rel=0.01)
-    else:
+    spec, _ = STEPS[name]
+    useful = BATCH * train_flops(spec, shard_size=BATCH)
+    if name == "remat_dots":
         assert useful < found["product_flops"] < 1.1 * useful
+    else:
+        assert found["product_flops"] == pytest.approx(useful, rel=0.01)
 
 
 def test_the_count_of_bytes_agrees_with_the_compiler_s_own(step):
-    _, compiled, found = step
+    name, compiled, found = step
+    if name == "scan_layers":
+        pytest.skip("the compiler counts what is in a loop once")
     assert found["traffic_bytes"] == pytest.approx(
         compiled.cost_analysis()["bytes accessed"], rel=0.02
     )

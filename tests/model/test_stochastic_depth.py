@@ -13,7 +13,12 @@ from xtra_jax.model import layers
 from xtra_jax.model.execution import Execution
 from xtra_jax.model.flops import forward_flops, train_flops
 from xtra_jax.model.grid import Grid
-from xtra_jax.model.stochastic_depth import add_to_subset, kept_samples, subset_sizes
+from xtra_jax.model.stochastic_depth import (
+    add_to_subset,
+    drop_path,
+    kept_samples,
+    subset_sizes,
+)
 from xtra_jax.model.variants import EncoderSpec, HeadSpec, PredictorSpec, XTRASpec
 from xtra_jax.model.xtra import bind, init_params, xtra_losses
 
@@ -83,6 +88,26 @@ def test_the_expectation_is_the_whole_branch_as_of_bernoulli():
     ratios = added / expected
     assert (np.isclose(ratios, 0) | np.isclose(ratios, 4 / 3, rtol=1e-3)).all()
     assert ((ratios[:, :, 0, 0].reshape(4000, 2, 4) > 0).sum(axis=-1) == 3).all()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("mode", ["bernoulli", "subset"])
+def test_survivors_make_up_for_the_dropped_in_16_bits_too(mode, dtype):
+    """The scale is 10 / 9, which bfloat16 rounds to 1.1094: 0.16 % of every branch, each step."""
+    x = jax.random.normal(jax.random.key(1), (10 * 300, 5)).astype(dtype)
+    key = jax.random.key(0)
+    if mode == "bernoulli":
+        found = x + drop_path(x, 300, np.float32(0.1), key)
+    else:
+        found = add_to_subset(x, lambda chosen: chosen, 300, 9, key)
+    assert found.dtype == dtype
+    found, x = (np.asarray(a, np.float64).reshape(10, -1) for a in (found, x))
+    added = found - x
+    survived = added.any(axis=1)
+    assert 0 < survived.sum() < 10
+    # Each sum is rounded by up to 2^-8 of itself, up or down, and the total by far less.
+    scale = (added * x)[survived].sum() / (x[survived] ** 2).sum()
+    assert scale == pytest.approx(10 / 9, rel=3e-4)
 
 
 def add_where_kept(x, branch, num_tokens, kept, key, execution):

@@ -16,7 +16,6 @@ from xtra_jax.parallel.mesh import (
     mesh_sizes,
     put_batch,
 )
-from xtra_jax.parallel.peaks import PEAK_FLOPS, peak_flops
 from xtra_jax.parallel.sharding import left_whole, shardings
 
 
@@ -86,18 +85,6 @@ def test_heads_and_hidden_units_are_split_over_tensor_and_widths_over_fsdp():
     # 43 is not divisible by 4: what can't be split is replicated, and told.
     assert placed["odd"]["position"] == PartitionSpec(None, None)
     assert left_whole(params, mesh) == {"fsdp": ["odd/position"]}
-
-
-def test_peaks_are_found_by_the_longest_name_and_unknown_for_cpus():
-    class Device:
-        device_kind = "NVIDIA H100 80GB HBM3"
-
-    assert peak_flops(Device) == PEAK_FLOPS["NVIDIA H100"]
-    Device.device_kind = "NVIDIA H100 PCIe"
-    assert peak_flops(Device) == PEAK_FLOPS["NVIDIA H100 PCIe"]
-    Device.device_kind = "TPU v5 lite"
-    assert peak_flops(Device) == PEAK_FLOPS["TPU v5e"]
-    assert peak_flops() is None
 
 
 def test_a_platform_that_was_asked_for_and_is_not_there_is_one_sentence():

@@ -1,7 +1,8 @@
 """A Python that compiles for NVIDIA GPUs without one: found, or made once and kept.
 
 jax compiles for a described GPU from 0.11 on, which needs Python 3.12; the tests also run where
-Python is older, or jax has no CUDA. The environment holds what the train step needs and no more.
+Python is older, or jax has no CUDA. The environment holds what a config's train step is made with
+and no more.
 """
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ import jax
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
-NEEDS = ("jax[cuda13]==0.11.2", "flax==0.12.12", "optax==0.2.8")
+NEEDS = (
+    *("jax[cuda13]==0.11.2", "flax==0.12.12", "optax==0.2.8", "ml_collections==1.1.0"),
+    *("etils[epath]==1.15.0", "pillow==13.0.0", "simplejpeg==1.9.0", "cloudpickle==3.1.2"),
+)
 PYTHONS = ("python3.12", "python3.13")
 PLACE = ROOT / "build" / "cuda_environment"  # 5 GB; git ignores it
 

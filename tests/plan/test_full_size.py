@@ -1,7 +1,8 @@
 """XTRA-H/14's step, compiled whole for chips that are not here: what it needs, and its layouts.
 
-Each takes minutes: `make test-slow`. Nothing is timed; an accelerator would add its kernels' own
-workspaces, which no compiler knows without one.
+The step is the one that `xtra pretrain` compiles of the shipped config. Each takes minutes: `make
+test-slow`. Nothing is timed; an accelerator would add its kernels' own workspaces, which no
+compiler knows without one.
 """
 
 from __future__ import annotations
@@ -19,32 +20,31 @@ from tests.plan.cuda_environment import ROOT, cuda_python, environment
 GIB = 2**30
 
 
-def compiled_ahead(python, env, tmp_path, *options) -> dict:
-    out = tmp_path / "ahead.jsonl"
-    command = [str(python), "-m", "benchmarks.gpu_ahead", str(out), *options]
+def compiled_ahead(python, env, topology: str, *overrides: str) -> dict:
+    config = "configs/pretrain/xtra_h14_in21k.py"
+    command = [str(python), "-m", "tests.plan.compiled_ahead", config, topology, *overrides]
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    (line,) = out.read_text().splitlines()
-    return json.loads(line)
+    return json.loads(done.stdout)
 
 
 @pytest.mark.slow
-def test_h14_at_batch_128_fits_an_h100_and_transposes_no_float32_activations(tmp_path):
-    found = compiled_ahead(
-        cuda_python(), environment(), tmp_path, "base", "--depths=32", "--batch=128"
-    )
-    assert found["settings"]["batch"] == 128 and found["topology"] == "h100:1"
-    assert found["program_peak_bytes"] <= 62 * GIB
-    assert found["float32_batch_minor"] == []
+def test_h14_at_batch_128_fits_an_h100_and_transposes_no_float32_activations():
+    """As it is shipped: the predictor in float32, and cuDNN's attention in the encoder alone."""
+    found = compiled_ahead(cuda_python(), environment(), "h100:1", "batch_size=128")
+    assert found["per_chip"] == 128
+    assert found["attention"] == {"encoder": "cudnn", "predictor": "xla"}
+    assert found["bytes"] <= 62 * GIB
+    assert found["batch_minor"] == []
 
 
 @pytest.mark.slow
-def test_h14_at_64_images_per_chip_fits_a_v5p_with_room_to_spare(tmp_path):
+def test_h14_at_64_images_per_chip_fits_a_v5p_with_room_to_spare():
     pytest.importorskip("libtpu")
     env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
-    options = ("xla", "--depths=32", "--batch=64", "--topology=v5p:2x2x1")
-    found = compiled_ahead(sys.executable, env, tmp_path, *options)
-    assert found["program_peak_bytes"] <= 40 * GIB
+    found = compiled_ahead(sys.executable, env, "v5p:2x2x1", "batch_size=256")
+    assert found["per_chip"] == 64 and set(found["attention"].values()) == {"xla"}
+    assert found["bytes"] <= 40 * GIB
 
 
 PROGRAM = """HloModule jit_step, is_scheduled=true

@@ -71,6 +71,7 @@ def test_a_plan_says_what_the_chips_exchange_and_compute(v5e):
     assert {one["kind"] for one in v5e["collectives"]} & {"all-gather", "all-reduce"}
     assert all(one["count_known"] for one in v5e["collectives"])
     assert v5e["host_transfers"] == []
+    assert v5e["attention"] == {"encoder": "xla", "predictor": "xla"}
     assert v5e["flops"]["useful"] > 0 and v5e["memory_traffic"] > 0
     step = v5e["step"]
     assert step["seconds"] == max(step["compute"], step["memory"], step["interconnect"])
@@ -120,10 +121,12 @@ def test_a_plan_that_cannot_be_written_is_one_sentence(tmp_path, monkeypatch, ca
 
 
 @pytest.mark.slow
-def test_a_plan_for_eight_gpus(tmp_path):
+def test_a_plan_for_eight_gpus(tmp_path, capsys):
     pytest.importorskip("jax_plugins.xla_cuda13")
-    code, plan = run(tmp_path, TINY, "--topology=h100:8")
+    code, plan = run(tmp_path, {**TINY, "model.dtype": "bfloat16"}, "--topology=h100:8")
     assert code == 0
+    assert plan["attention"] == {"encoder": "cudnn", "predictor": "xla"}
+    assert "attention by cuDNN in the encoder, by XLA in the predictor" in capsys.readouterr().out
     assert plan["topology"]["chips"] == plan["mesh"]["fsdp"] == 8
     assert plan["memory"]["available"] == int(0.92 * 84_929_347_584)
 

@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -9,7 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.custom_partitioning import custom_partitioning
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
+from tests.parallel.test_processes import Members
 from xtra_jax.training import compilation
 from xtra_jax.training.compilation import (
     compilation_cache_at,
@@ -65,6 +71,35 @@ def test_what_was_compiled_is_kept_before_the_end_and_nothing_else_stays_behind(
     assert not jax.config.jax_compilation_cache_dir
 
 
+def test_a_program_that_is_partitioned_by_a_function_is_found_again(tmp_path):
+    """As cuDNN's attention is; another process has the function at another address."""
+
+    def doubled():
+        function = custom_partitioning(lambda x: 2 * x)
+
+        def partition(mesh, arguments, result):
+            sharding = arguments[0].sharding
+            return mesh, lambda x: 2 * x, sharding, (sharding,)
+
+        function.def_partition(
+            partition=partition,
+            infer_sharding_from_operands=lambda mesh, arguments, result: arguments[0].sharding,
+            sharding_rule="i -> i",
+        )
+        return function
+
+    sharding = NamedSharding(jax.make_mesh((2,), ("data",), devices=jax.devices()[:2]), P("data"))
+    functions = [doubled(), doubled()]  # both alive, so at different addresses
+    notes = []
+    for function in functions:
+        jax.clear_caches()
+        shape = jax.ShapeDtypeStruct((4,), jnp.float32, sharding=sharding)
+        with compilation_cache_at(str(tmp_path), notes.append):
+            lowered = jax.jit(lambda x, function=function: function(x)).lower(shape)
+            compile_with_notes(lowered, "it", notes.append)
+    assert notes[-1].startswith("loaded, as compiled earlier, it in")
+
+
 def test_half_a_program_of_a_killed_process_is_in_nobodys_way(tmp_path):
     with compilation_cache_at(str(tmp_path), print):
         compiled(print)
@@ -84,6 +119,58 @@ def test_half_a_program_of_a_killed_process_is_in_nobodys_way(tmp_path):
         compiled(notes.append)
     assert notes[-1].startswith("loaded")
     assert not killed.exists()
+
+
+def left_by(number: int, folder: Path, host: str = "") -> Path:
+    """A folder such as a process of that number has, with a program in it."""
+    with compilation_cache_at(str(folder), print):
+        own = Path(jax.config.jax_compilation_cache_dir)
+    start, _, end = own.name.rpartition(f"-{os.getpid()}-")
+    left = own.with_name(f"{host or start}-{number}-{end}")
+    left.mkdir()
+    (left / "evicted-cache").write_bytes(bytes(10))
+    return left
+
+
+def test_what_a_killed_process_of_this_host_left_goes_at_the_next_start(tmp_path):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    dead = left_by(ended.pid, tmp_path)
+    ours = left_by(os.getpid(), tmp_path)  # of an earlier process with our number
+    alive = left_by(os.getppid(), tmp_path)
+    elsewhere = left_by(ended.pid, tmp_path, host="process-elsewhere")
+    with compilation_cache_at(str(tmp_path), print):
+        assert not dead.exists() and not ours.exists()
+        assert alive.exists() and elsewhere.exists()
+
+
+KEEP = """
+import os, jax, jax.numpy as jnp
+from xtra_jax.training.compilation import compilation_cache_at
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+rows = jax.sharding.NamedSharding(jax.make_mesh((2,), ("data",)), jax.P("data"))
+shape = jax.ShapeDtypeStruct((2,), jnp.float32, sharding=rows)
+for folder in {folders}:
+    jax.clear_caches()
+    with compilation_cache_at(folder, lambda note: print(note, flush=True)):
+        own = jax.config.jax_compilation_cache_dir
+        print("finds", own and len(os.listdir(own)), flush=True)
+        jax.jit(lambda x: jnp.tanh(x).sum()).lower(shape).compile()
+"""
+
+
+def test_two_processes_find_the_same_programs_or_none_at_all(tmp_path):
+    """In a folder that they share, and each in its own, where the first alone keeps what it has."""
+    shared, first, second = (str(tmp_path / name) for name in ("shared", "first", "second"))
+    lines = [KEEP.format(folders=[shared, shared, own, own]) for own in (first, second)]
+    with Members(*lines) as members:
+        members.join()
+        told = [members.end(number, timeout=120) for number in range(2)]
+    for code, said, errors in told:
+        assert code == 0, errors
+        found = [line for line in said.splitlines() if line.startswith(("finds", "compiled"))]
+        assert "not all processes find the same ones in" in found.pop(3)
+        assert found == ["finds 0", "finds 1", "finds 0", "finds None"]
 
 
 def test_a_folder_that_cannot_be_made_keeps_nothing_and_fails_nothing(tmp_path):

@@ -1,6 +1,7 @@
 """The loop's order, and what its meter tells."""
 
 import contextlib
+import itertools
 
 import numpy as np
 import pytest
@@ -51,8 +52,8 @@ def test_time_in_evaluation_counts_for_nothing_and_waiting_for_input_is_told(clo
     meter.wait_for(batches())
     clock[0] += 3.0
     meter.add(1, metrics())
-    clock[0] += 100.0
-    meter.pause(100.0)
+    with meter.paused():
+        clock[0] += 100.0
     report = meter.report()
     assert report["input_wait"] == pytest.approx(0.25)
     assert report["compute"] == 0 and report["host"] == pytest.approx(0.75)
@@ -76,10 +77,17 @@ def test_time_in_which_the_host_waits_for_the_devices_is_told_apart(clock, monke
 
 
 class Profile:
-    """Traces the second and the third step, and takes a minute to write that down."""
+    """Traces the second and the third step, and takes a minute to begin and to write it down."""
 
     def __init__(self, clock):
         self.calls, self._clock = [], clock
+
+    def begins_with(self, step):
+        return step == 2
+
+    def start(self):
+        self.calls.append("start")
+        self._clock[0] += 60.0
 
     def step(self, step):
         self.calls.append(f"step {step}")
@@ -93,12 +101,16 @@ class Profile:
         self._clock[0] += 60.0
 
 
-def test_a_profile_sees_every_step_and_writing_it_is_no_training(clock):
+def test_a_profile_sees_every_step_and_nothing_about_it_is_training(clock, monkeypatch):
+    """Nor does it see what is left of the steps before."""
     recorder, profile = Recorder(save_every=100), Profile(clock)
     reports = []
     recorder.write = lambda step, metrics: reports.append(metrics)
+    check = Meter.check
+    monkeypatch.setattr(Meter, "check", lambda self: profile.calls.append("wait") or check(self))
     recorder.run(profile=profile)
-    assert profile.calls == ["step 1", "step 2", "step 3", "close 3", "step 4"]
+    calls = [call for call, _ in itertools.groupby(profile.calls)]
+    assert calls[:8] == ["step 1", "wait", "start", "step 2", "wait", "step 3", "wait", "close 3"]
     assert max(report["step_ms"] for report in reports if "step_ms" in report) < 1000
 
 

@@ -1,4 +1,4 @@
-"""First moments in bfloat16: what is kept, that a run goes on with them, and that it learns."""
+"""First moments in bfloat16: what is kept, and that a run goes on with them."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,6 @@ from xtra_jax.training.optimizer import adamw
 from xtra_jax.training.pretrain import pretrain
 from xtra_jax.training.progress import Progress
 from xtra_jax.training.same_run import check_same_run
-from xtra_jax.training.telemetry import read_metrics
 
 BFLOAT16 = {"optim.mu_dtype": "bfloat16"}
 
@@ -75,23 +74,3 @@ def test_a_run_of_before_these_options_continues_without_them_and_not_with_them(
     for key, value in (("model.drop_path_mode", "subset"), ("optim.mu_dtype", "bfloat16")):
         with pytest.raises(UserError, match=f"holds a run with {key}=(bernoulli|float32), and"):
             check_same_run(load("configs/demo.py", {key: value}), saved, "run")
-
-
-@pytest.mark.slow
-def test_fifty_steps_of_the_demo_end_at_the_same_loss(tmp_path):
-    losses = []
-    for name, override in (("float32", {}), ("bfloat16", BFLOAT16)):
-        settings = {
-            "steps": 50,
-            "optim.warmup_steps": 5,
-            "log_every": 5,
-            "eval_every": 0,
-            "save_every": 100,
-            "data.data_dir": str(tmp_path / "data"),
-        }
-        config = load("configs/demo.py", settings | override)
-        pretrain(config, str(tmp_path / name), progress=Progress(50, active=False))
-        losses.append([m["loss"] for m in read_metrics(tmp_path / name) if "loss" in m])
-    assert losses[0][-1] < 0.9 * losses[0][0]
-    np.testing.assert_allclose(losses[1], losses[0], atol=1e-2)
-    assert losses[1] != losses[0]

@@ -10,10 +10,12 @@ from xtra_jax.training.profile import STEPS, StepProfile
 double = jax.jit(lambda x: x * 2)
 
 
-def run(profile, steps=8):
+def run(profile, steps=8, after=0):
     x = jnp.ones(4)
     with profile:
-        for step in range(1, steps + 1):
+        for step in range(after + 1, steps + 1):
+            if profile.begins_with(step):
+                profile.start()
             with profile.step(step):
                 x = double(x)
             if profile.ends_with(step):
@@ -49,6 +51,14 @@ def test_a_run_that_ends_meanwhile_still_writes_what_there_is(tmp_path):
 def test_without_a_step_to_begin_with_nothing_is_written(tmp_path, first):
     run(StepProfile(str(tmp_path), first, pytest.fail))
     run(StepProfile(str(tmp_path), 3, pytest.fail, active=False))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_goes_on_after_the_steps_asked_for_says_so_once(tmp_path):
+    notes = []
+    run(StepProfile(str(tmp_path), 3, notes.append), after=3)
+    assert notes == ["no profile: profile_at=3, and the run goes on with step 4"]
+    run(StepProfile(str(tmp_path), 3, pytest.fail, active=False), after=3)
     assert list(tmp_path.iterdir()) == []
 
 

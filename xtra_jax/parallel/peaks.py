@@ -1,7 +1,9 @@
 """What accelerators can do at best, from their makers' data sheets: one table.
 
 TPUs: cloud.google.com/tpu/docs/v4, /v5e, /v5p and /v6e. NVIDIA: the data sheets of the A100, H100
-and H200, SXM modules unless it says PCIe, dense rates (half of the sparse ones on the sheets).
+and H200 in their several forms, dense rates (half of the sparse ones on the sheets of H100 and
+H200), links in one direction (half of what the sheets add up): NVLink, or PCIe on cards that have
+NVLink only by a bridge bought apart.
 """
 
 from __future__ import annotations
@@ -51,7 +53,11 @@ _V5E = _tpu(197e12, 15.75, 819e9, 200e9)
 _V5P = _tpu(459e12, 95.73, 2765e9, 600e9)
 _V6E = _tpu(918e12, 31.24, 1638e9, 400e9)
 
-# By how jax names the device.
+_A100_40GB, _A100_80GB = 42_505_273_344, 85_100_068_864
+_H100, _H100_NVL, _H200 = 84_929_347_584, 99_980_000_000, 150_100_000_000
+
+# By how jax names the device, and CUDA a GPU: its whole name, as NVL and PCIe cards compute slower
+# than the module they share the beginning of it with, and a part of a GPU (MIG) slower still.
 ACCELERATORS = {
     "TPU v4": _tpu(275e12, 30.75, 1200e9, 300e9),
     "TPU v5 lite": _V5E,
@@ -60,19 +66,21 @@ ACCELERATORS = {
     "TPU v5p": _V5P,
     "TPU v6 lite": _V6E,
     "TPU v6e": _V6E,
-    "NVIDIA A100": _gpu(312e12, 85_100_068_864, 2039e9, 300e9),
-    "NVIDIA H100 PCIe": _gpu(756e12, 84_929_347_584, 2000e9, 64e9),
-    "NVIDIA H100": _gpu(989e12, 84_929_347_584, 3352e9, 450e9),
-    "NVIDIA H200": _gpu(989e12, 151_397_597_184, 4800e9, 450e9),
+    "NVIDIA A100-SXM4-40GB": _gpu(312e12, _A100_40GB, 1555e9, 300e9),
+    "NVIDIA A100-PCIE-40GB": _gpu(312e12, _A100_40GB, 1555e9, 32e9),
+    "NVIDIA A100-SXM4-80GB": _gpu(312e12, _A100_80GB, 2039e9, 300e9),
+    "NVIDIA A100 80GB PCIe": _gpu(312e12, _A100_80GB, 1935e9, 32e9),
+    "NVIDIA H100 80GB HBM3": _gpu(989e12, _H100, 3352e9, 450e9),
+    "NVIDIA H100 PCIe": _gpu(756e12, _H100, 2000e9, 64e9),
+    "NVIDIA H100 NVL": _gpu(835e12, _H100_NVL, 3900e9, 300e9),
+    "NVIDIA H200": _gpu(989e12, _H200, 4800e9, 450e9),
+    "NVIDIA H200 NVL": _gpu(835e12, _H200, 4800e9, 450e9),
 }
-
-PEAK_FLOPS = {kind: accelerator.flops for kind, accelerator in ACCELERATORS.items()}
 
 
 def accelerator_of(kind: str) -> Accelerator | None:
-    """The facts of a device, by the longest name that its kind begins with; None if unknown."""
-    names = [name for name in ACCELERATORS if kind.startswith(name)]
-    return ACCELERATORS[max(names, key=len)] if names else None
+    """The facts of a device by its kind; None if unknown."""
+    return ACCELERATORS.get(kind)
 
 
 def peak_flops(device: jax.Device | None = None) -> float | None:

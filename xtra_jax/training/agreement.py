@@ -82,6 +82,13 @@ def check_shared(directory: epath.Path, wanted: str = _WORKDIR) -> None:
         )
 
 
+def on_all(holds: bool) -> bool:
+    """Whether it holds on all processes; to be called by all of them."""
+    if jax.process_count() == 1:
+        return holds
+    return bool(multihost_utils.process_allgather(np.int32(holds)).all())
+
+
 def from_the_first(number: int) -> int:
     """What the first process calls this with, on all of them; below 2^31 in size."""
     return int(multihost_utils.broadcast_one_to_all(np.int32(number)))

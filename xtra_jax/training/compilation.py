@@ -4,14 +4,19 @@ JAX keeps compiled programs in a folder by itself, but writes them in place: a p
 killed meanwhile leaves half a program, which fails to load ever after, and nothing bounds the
 folder. So JAX gets a folder of this process's own, that begins with hard links to what is kept, and
 what it adds there is moved, whole, to where it is kept.
+
+Of several processes all find a program or none does: some of XLA's compilers share out their work
+among the processes that compile, and would wait for one that has loaded it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import shutil
+import socket
 import tempfile
 import threading
 import time
@@ -21,13 +26,14 @@ from pathlib import Path
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
+from xtra_jax.training.agreement import on_all, text_from_the_first
 from xtra_jax.training.host_memory import give_back_freed_memory
 
 NOTE_EVERY = 10.0  # seconds between signs of life while the compiler is at work
 MAX_BYTES = 4 * 2**30  # of programs kept; the ones longest unused go first
 Publish = Callable[[], Path | None]
 
-_STALE = 30 * 86400.0  # seconds after which the folder of another process counts as abandoned
+_STALE = 30 * 86400.0  # seconds after which the folder of another host's process is abandoned
 _PROGRAM = "-cache"  # how the names of JAX's files of programs end
 _OWN = "process-"
 
@@ -86,7 +92,9 @@ def compilation_cache_at(folder: str, note: Callable[[str], None]) -> Iterator[P
     """Keeps what is compiled in a folder, and takes from there what was compiled before.
 
     Where JAX was told of a folder itself, as by JAX_COMPILATION_CACHE_DIR, that is left as it is.
-    A folder that can't be written is no reason to fail: then nothing is kept.
+    A folder that can't be written is no reason to fail: then nothing is kept. Nor is one that
+    several processes don't share: then nothing is taken from there either. All of them are to
+    call this.
 
     Args:
         folder: "auto" for the user's (see `default_folder`), "" for none.
@@ -100,12 +108,21 @@ def compilation_cache_at(folder: str, note: Callable[[str], None]) -> Iterator[P
         yield lambda: None
         return
     kept = (default_folder() if folder == "auto" else Path(folder).expanduser()) / _machine()
+    own, programs, failure = None, [], ""
     try:
         kept.mkdir(parents=True, exist_ok=True)
-        own = Path(tempfile.mkdtemp(prefix=_OWN, dir=kept))
-        _take(kept, own)
+        _remove_abandoned(kept)
+        own = Path(tempfile.mkdtemp(prefix=f"{_OWN}{_here()}-{os.getpid()}-", dir=kept))
+        programs = sorted(path.name for path in kept.glob(f"*{_PROGRAM}"))
     except OSError as error:
-        note(f"compiled programs are not kept for the next start: {error}")
+        failure = str(error)
+    if jax.process_count() > 1:
+        programs = json.loads(text_from_the_first(json.dumps(programs)))
+    if not on_all(own is not None and _take(programs, kept, own)):
+        failure = failure or f"not all processes find the same ones in {kept}, a folder to share"
+        note(f"compiled programs are not kept for the next start: {failure}")
+        if own is not None:
+            shutil.rmtree(own, ignore_errors=True)
         yield lambda: None
         return
 
@@ -121,6 +138,9 @@ def compilation_cache_at(folder: str, note: Callable[[str], None]) -> Iterator[P
         "jax_compilation_cache_dir": str(own),
         # XLA's own caches would lie in that folder, whose name would become part of JAX's keys.
         "jax_persistent_cache_enable_xla_caches": "",
+        # Where cuDNN's attention runs on several GPUs, the program that is looked for holds an
+        # address in this process's memory, and would never be found again.
+        "jax_remove_custom_partitioning_ptr_from_cache_key": True,
     }
     before = {name: getattr(jax.config, name) for name in settings}
     try:
@@ -158,14 +178,52 @@ def _machine() -> str:
     return hashlib.sha256(" ".join(sorted(known.split())).encode()).hexdigest()[:12]
 
 
-def _take(kept: Path, own: Path) -> None:
-    """Links what is kept into this process's folder, and removes folders of dead processes."""
-    for path in kept.iterdir():
+def _here() -> str:
+    """Within what a process's number is its own: this host, and in it this container."""
+    try:
+        namespace = os.stat("/proc/self/ns/pid").st_ino
+    except OSError:
+        namespace = 0
+    return f"{socket.gethostname()}-{namespace}"
+
+
+def _remove_abandoned(kept: Path) -> None:
+    """Removes what processes left that were killed: their links keep evicted programs on disk."""
+    here = f"{_OWN}{_here()}-"
+    for path in kept.glob(f"{_OWN}*"):
         with contextlib.suppress(OSError):
-            if path.name.endswith(_PROGRAM):
-                _link(path, own / path.name)
-            elif path.name.startswith(_OWN) and time.time() - path.stat().st_mtime > _STALE:
+            number = path.name.removeprefix(here).partition("-")[0]
+            if path.name.startswith(here) and number.isdecimal():
+                abandoned = not _runs(int(number))
+            else:
+                abandoned = time.time() - path.stat().st_mtime > _STALE
+            if abandoned:
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def _runs(number: int) -> bool:
+    """Whether another process has this number; one that had ours is gone."""
+    if number == os.getpid():
+        return False
+    try:
+        os.kill(number, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it is somebody else's
+        return True
+    return True
+
+
+def _take(programs: list[str], kept: Path, own: Path) -> bool:
+    """Links programs that are kept into this process's folder; whether all are there."""
+    for name in programs:
+        try:
+            _link(kept / name, own / name)
+        except OSError:
+            (own / name).unlink(missing_ok=True)
+            if jax.process_count() > 1:
+                return False  # alone, a process compiles what another has just removed
+    return True
 
 
 def _give(own: Path, kept: Path) -> int:

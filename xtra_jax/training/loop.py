@@ -6,6 +6,7 @@ batches, so that what is saved always agrees.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import time
@@ -151,9 +152,13 @@ class Meter:
         """Since the last report."""
         return max(time.monotonic() - self._since, 1e-9)
 
-    def pause(self, seconds: float) -> None:
-        """Leaves time out of the rates: evaluation is not training."""
-        self._since += seconds
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Begins when the steps so far are done; its time is left out of the rates."""
+        self.check()
+        begin = time.monotonic()
+        yield
+        self._since += time.monotonic() - begin
 
 
 def train(
@@ -195,14 +200,12 @@ def train(
         stopped = stop.reached(step) and not last
         due = {name: each for name, each in evaluations.items() if last or each.due(step)}
         if step > first_step and due and not stopped:
-            meter.check()
-            begin = time.monotonic()
-            for name, (_, measure) in due.items():
-                metrics = {f"{name}/{key}": v for key, v in measure(state.params).items()}
-                if metrics:
-                    writer.write(step, metrics)
-                    progress.note(f"step {step}  " + described(metrics))
-            meter.pause(time.monotonic() - begin)
+            with meter.paused():  # evaluation is not training
+                for name, (_, measure) in due.items():
+                    metrics = {f"{name}/{key}": v for key, v in measure(state.params).items()}
+                    if metrics:
+                        writer.write(step, metrics)
+                        progress.note(f"step {step}  " + described(metrics))
         if stopped:
             progress.note(f"{stop.reason}: stopping at step {step} and saving")
         if checkpointer.due(step) or ((last or stopped) and step > first_step):
@@ -212,14 +215,15 @@ def train(
         if last or stopped:
             break
         batch = meter.wait_for(batches)
+        if profile.begins_with(step + 1):
+            with meter.paused():
+                profile.start()
         with profile.step(step + 1):
             state, metrics = train_step(state, batch)
         meter.add(step + 1, metrics)
         if profile.ends_with(step + 1):
-            meter.check()
-            begin = time.monotonic()
-            profile.close(step + 1)
-            meter.pause(time.monotonic() - begin)
+            with meter.paused():
+                profile.close(step + 1)
         if step == first_step:
             meter.check()  # what is wrong from the start should show at once
             progress.note(f"first step in {meter.seconds:.1f} s")

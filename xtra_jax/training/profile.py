@@ -24,7 +24,8 @@ class StepProfile:
     Args:
         workdir: the run's working directory, local or remote.
         first: the step to begin with, as the log counts them; 0 for no profile.
-        note: is told where the profile is, or why there is none.
+        note: is told where the profile is, or why there is none; by the first step at the latest
+            where the run began after the steps asked for.
         active: whether to trace. Of several processes, only the first should.
     """
 
@@ -39,12 +40,39 @@ class StepProfile:
         self._first = first if active else 0
         self._directory = absolute(workdir) / "profile" if self._first else None
         self._note = note
+        self._begun = False
         self._local: str | None = None  # where the trace under way is written
+
+    def begins_with(self, step: int) -> bool:
+        """Whether this step is the first to trace; when those before are done, `start` it.
+
+        A run that goes on from a later step than the first is told that there is no profile.
+        """
+        if self._first and step > self._first and not self._begun:
+            self._note(
+                f"no profile: profile_at={self._first}, and the run goes on with step {step}"
+            )
+            self._first = 0
+        return step == self._first and not self._begun
+
+    def start(self) -> None:
+        """Begins to trace."""
+        self._begun = True
+        try:
+            if is_local(self._directory):
+                self._directory.mkdir(parents=True, exist_ok=True)
+                local = str(self._directory)
+            else:
+                local = tempfile.mkdtemp(prefix="xtra-profile-")
+            options = jax.profiler.ProfileOptions()
+            options.python_tracer_level = 0  # every Python call would be slower, and drown the rest
+            jax.profiler.start_trace(local, profiler_options=options)
+            self._local = local
+        except Exception as error:  # the profiler raises nearly anything
+            self._note(f"no profile: {_reason(error)}")
 
     def step(self, step: int) -> contextlib.AbstractContextManager:
         """What a step is dispatched under; outside of the profile, nothing."""
-        if step == self._first and self._first:
-            self._start()
         if self._local is None:
             return contextlib.nullcontext()
         return jax.profiler.StepTraceAnnotation("train", step_num=step)
@@ -67,7 +95,7 @@ class StepProfile:
                 f"profile of the steps {self._first}{until}: {self._directory}; look at it with "
                 f"xprof --logdir={self._directory}"
             )
-        except Exception as error:  # the profiler raises nearly anything
+        except Exception as error:
             self._note(f"no profile: {_reason(error)}")
         finally:
             if not is_local(self._directory):
@@ -78,20 +106,6 @@ class StepProfile:
 
     def __exit__(self, *exception) -> None:
         self.close()
-
-    def _start(self) -> None:
-        try:
-            if is_local(self._directory):
-                self._directory.mkdir(parents=True, exist_ok=True)
-                local = str(self._directory)
-            else:
-                local = tempfile.mkdtemp(prefix="xtra-profile-")
-            options = jax.profiler.ProfileOptions()
-            options.python_tracer_level = 0  # every Python call would be slower, and drown the rest
-            jax.profiler.start_trace(local, profiler_options=options)
-            self._local = local
-        except Exception as error:
-            self._note(f"no profile: {_reason(error)}")
 
 
 def _upload(local: Path, directory: epath.Path) -> None:
