@@ -4,7 +4,9 @@ A way is "ours" or "peer" (PyTorch, `torch_peer`) and what is changed about it, 
 
     all_blocks              keeps the last block, as published
     bfloat16                computes in bfloat16
-    huge_pages              memory in pages of 2 MiB, see `turns.HUGE_PAGES`
+    tcmalloc                memory from gperftools' allocator, which keeps what is freed: glibc
+                            gives the working memory back after every step, and it comes again page
+                            by page, zeroed
     ours: cudnn (with bfloat16, on a GPU), remat=full, remat=dots, scan_layers
     peer: compiled          through torch.compile
           plain             attention in products and softmax, not PyTorch's fused one
@@ -15,9 +17,9 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import sys
+from ctypes.util import find_library
 
 from benchmarks.device import Device
-from benchmarks.turns import HUGE_PAGES
 from xtra_jax.errors import UserError
 from xtra_jax.model.execution import Execution
 from xtra_jax.model.grid import Grid
@@ -36,8 +38,8 @@ VARIANTS = tuple(_PREDICTORS)
 _GRIDS = {"tiny": (128, 16, 2), "huge": (224, 14, 4)}
 _PUBLISHED_GRID = (256, 16, 4)
 
-OURS = ("all_blocks", "bfloat16", "huge_pages", "cudnn", "remat=full", "remat=dots", "scan_layers")
-PEERS = ("all_blocks", "bfloat16", "huge_pages", "compiled", "plain")
+OURS = ("all_blocks", "bfloat16", "tcmalloc", "cudnn", "remat=full", "remat=dots", "scan_layers")
+PEERS = ("all_blocks", "bfloat16", "tcmalloc", "compiled", "plain")
 
 
 def model(name: str, image_size: int = 0, depth: int = 0) -> XTRASpec:
@@ -59,10 +61,12 @@ def have_torch() -> bool:
 
 
 def how_to_install_torch() -> str:
-    return (
-        f"`{sys.executable} -m pip install torch` installs it, and --index-url "
-        "https://download.pytorch.org/whl/cpu behind that the smaller one for CPUs"
-    )
+    return f"`{sys.executable} -m pip install torch` installs it"
+
+
+def find_tcmalloc() -> str | None:
+    """The name of gperftools' library, where the system has it."""
+    return find_library("tcmalloc_minimal") or find_library("tcmalloc")
 
 
 def check_torch(way: str) -> None:
@@ -84,7 +88,7 @@ class Way:
     """A way of training, read from its name.
 
     Raises:
-        UserError: the name is not one, or needs PyTorch, and it is not installed.
+        UserError: the name is not one, or needs what is not installed.
     """
 
     name: str
@@ -100,6 +104,11 @@ class Way:
             raise UserError(f"{self.name!r} has two kinds of remat, and can have one")
         if "cudnn" in self.changes and self.dtype != "bfloat16":
             raise UserError(f"{self.name!r}: cuDNN's attention takes 16-bit inputs; add ,bfloat16")
+        if "tcmalloc" in self.changes and not find_tcmalloc():
+            raise UserError(
+                f"{self.name!r} needs gperftools' tcmalloc, which is missing: on Debian and Ubuntu "
+                "`apt install libtcmalloc-minimal4` installs it"
+            )
         if self.who == "peer":
             check_torch(self.name)
 
@@ -121,7 +130,7 @@ class Way:
 
     @property
     def environment(self) -> dict[str, str]:
-        return HUGE_PAGES if "huge_pages" in self.changes else {}
+        return {"LD_PRELOAD": find_tcmalloc() or ""} if "tcmalloc" in self.changes else {}
 
     def check_on(self, device: Device) -> None:
         """Raises UserError where this cannot be computed on a device."""

@@ -28,10 +28,6 @@ from xtra_jax.training.host_memory import give_back_freed_memory
 # In a contestant's process, what it does in one turn; it returns when the work is done.
 Turn = Callable[[], object]
 
-# glibc then asks for pages of 2 MiB. A step's working memory goes back to the system at its end and
-# is given out again, zeroed, page by page, in the next one.
-HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
-
 
 @dataclasses.dataclass(frozen=True)
 class Contestant:

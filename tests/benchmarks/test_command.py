@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import attention, compile_time, probe_sweep, show, startup, train_step
+from benchmarks import attention, cases, compile_time, probe_sweep, show, startup, train_step
 from benchmarks import device as devices
 from benchmarks.__main__ import main
 from benchmarks.cases import Way, model
@@ -80,6 +80,12 @@ def test_without_pytorch_its_ways_are_refused_and_it_says_how_to_install_it(
     assert f"{sys.executable} -m pip install torch" in said
 
 
+def test_without_tcmalloc_its_ways_are_refused(monkeypatch, nothing_starts, capsys):
+    monkeypatch.setattr(cases, "find_library", lambda name: None)
+    assert main("step --ways ours ours,tcmalloc".split()) == 2
+    assert "needs gperftools' tcmalloc, which is missing" in sentence(capsys)
+
+
 def test_a_file_for_results_keeps_what_it_holds_where_nothing_is_timed(nothing_starts, tmp_path):
     kept, new = tmp_path / "kept.json", tmp_path / "new.json"
     kept.write_text("{}")
@@ -106,7 +112,8 @@ def test_compiling_applies_all_of_a_way(monkeypatch):
     monkeypatch.setattr(
         compile_time, "race", lambda contestants, *_, **__: raced.update(contestants)
     )
-    names = ("ours", "ours,bfloat16,huge_pages,scan_layers")
+    monkeypatch.setattr(cases, "find_tcmalloc", lambda: "libtcmalloc.so")
+    names = ("ours", "ours,bfloat16,tcmalloc,scan_layers")
     compile_time.run(1, ways=names)
     changed = raced[names[1]]
     assert changed.environment == Way(names[1]).environment != {}
