@@ -82,7 +82,7 @@ def test_without_pytorch_its_ways_are_refused_and_it_says_how_to_install_it(
 
 def test_without_tcmalloc_its_ways_are_refused(monkeypatch, nothing_starts, capsys):
     monkeypatch.setattr(cases, "find_library", lambda name: None)
-    assert main("step --ways ours ours,tcmalloc".split()) == 2
+    assert main(["step", "--ways", "ours", "ours,tcmalloc"]) == 2
     assert "needs gperftools' tcmalloc, which is missing" in sentence(capsys)
 
 
@@ -168,7 +168,7 @@ def test_where_a_peak_is_known_attention_has_its_share_of_it(monkeypatch):
 
 
 def test_a_step_of_ten_heads_is_told_in_times_of_the_step_of_one(monkeypatch):
-    monkeypatch.setattr(probe_sweep, "here", lambda: devices.Device("gpu", "NVIDIA H100"))
+    monkeypatch.setattr(probe_sweep, "here", lambda: devices.Device("gpu", "NVIDIA H100 80GB HBM3"))
     found = {"clock": {1: [1.0, 2.0], 10: [2.0, 8.0]}, "processor": {1: [1.0] * 2, 10: [1.5] * 2}}
     row = probe_sweep._row(found, 10, flops=10**12)
     assert (row["seconds"], row["times_one head"], row["cpu_times_one head"]) == (5, 3, 1.5)

@@ -59,19 +59,11 @@ def _contract_backward(num_inputs, reduce_dtype, saved, dy):
     def total(x, dy):
         return lax.dot_general(x, dy, ((rows, rows), ((), ())), preferred_element_type=total_dtype)
 
-    def total_on_cpu(x, dy):
-        # XLA has no product of bfloat16 into float32 on CPUs; that of widened numbers is the same.
-        x, dy = x.astype(total_dtype), dy.astype(total_dtype)
-        inputs, outputs = kernel.shape[:num_inputs], kernel.shape[num_inputs:]
-        if math.prod(inputs) <= math.prod(outputs):
-            return total(x, dy)
-        # And it is slow to sum over the rows of what is wider than the other: the narrow one
-        # transposed, by barriers that XLA doesn't undo, takes a tenth less.
-        x, dy = x.reshape(-1, math.prod(inputs)), dy.reshape(-1, math.prod(outputs))
-        transposed = lax.optimization_barrier(lax.optimization_barrier(dy.T) @ x)
-        return transposed.T.reshape(kernel.shape)
+    def total_of_widened(x, dy):
+        return total(x.astype(total_dtype), dy.astype(total_dtype))
 
-    dkernel = lax.platform_dependent(x, dy, cpu=total_on_cpu, default=total)
+    # XLA has no product of bfloat16 into float32 on CPUs; products of widened numbers are the same.
+    dkernel = lax.platform_dependent(x, dy, cpu=total_of_widened, default=total)
     return dx, dkernel.astype(kernel.dtype)
 
 
