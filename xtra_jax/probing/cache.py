@@ -49,10 +49,11 @@ from xtra_jax.data.sources import Source
 from xtra_jax.errors import UserError
 from xtra_jax.interop.archive import BadArchive, File
 from xtra_jax.interop.safe import spans
+from xtra_jax.parallel.consensus import text_from_the_first
 from xtra_jax.probing.features import FeatureSpec
 from xtra_jax.probing.frozen import FrozenEncoder
 from xtra_jax.probing.kept import Kept
-from xtra_jax.training.agreement import appears, check_shared, text_from_the_first
+from xtra_jax.training.agreement import appears, check_shared
 from xtra_jax.training.storage import absolute, is_local
 
 _VERSION = 1  # of the files; another one is not read

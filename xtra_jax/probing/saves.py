@@ -24,10 +24,10 @@ from ml_collections import ConfigDict
 from xtra_jax.config import config_diff, from_dict
 from xtra_jax.data.prepare.files import locked
 from xtra_jax.errors import UserError
+from xtra_jax.parallel.consensus import from_the_first
 from xtra_jax.probing.results import RESULTS, Results, read_results
 from xtra_jax.probing.sweep import ProbeState
 from xtra_jax.probing.tally import Tally
-from xtra_jax.training.agreement import from_the_first
 from xtra_jax.training.checkpoint import Checkpointer, checkpoint_directory, read_config
 from xtra_jax.training.restore import complete_steps, find_checkpoint, read_json
 from xtra_jax.training.storage import absolute, explained, is_local

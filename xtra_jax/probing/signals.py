@@ -21,6 +21,7 @@ from xtra_jax.data.pipeline import eval_batches
 from xtra_jax.data.sources import Source, open_source
 from xtra_jax.errors import UserError
 from xtra_jax.model.variants import XTRASpec
+from xtra_jax.parallel.consensus import text_from_the_first
 from xtra_jax.parallel.mesh import batch_shards, num_batch_shards
 from xtra_jax.probing.features import LINEAR
 from xtra_jax.probing.few_shot import few_shot_accuracy
@@ -28,7 +29,6 @@ from xtra_jax.probing.frozen import batch_for, check_finite, feature_step, worke
 from xtra_jax.probing.kept import usable_labels
 from xtra_jax.probing.knn import knn_accuracy
 from xtra_jax.probing.selection import check_same_classes
-from xtra_jax.training.agreement import text_from_the_first
 from xtra_jax.training.loop import Evaluation
 from xtra_jax.training.one_pass import outputs
 from xtra_jax.training.recipe import evaluation_transform, execution_of

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from xtra_jax.config import load, with_encoder_input
 from xtra_jax.data.sources import NotPrepared
 from xtra_jax.errors import UserError
+from xtra_jax.parallel.consensus import text_from_the_first
 from xtra_jax.probing.job import (
     Outcome,
     encoder_of,
@@ -25,7 +26,6 @@ from xtra_jax.probing.job import (
 from xtra_jax.probing.results import RESULTS, Results, read_results
 from xtra_jax.probing.saves import find_complete
 from xtra_jax.probing.table import make_table, write_tables
-from xtra_jax.training.agreement import text_from_the_first
 from xtra_jax.training.progress import Progress
 from xtra_jax.training.recipe import open_eval_source, open_training_source
 from xtra_jax.training.stopping import Stop

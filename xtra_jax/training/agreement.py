@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from xtra_jax.config import config_diff, from_dict
 from xtra_jax.errors import UserError
+from xtra_jax.parallel.consensus import from_the_first, text_from_the_first
 from xtra_jax.training.storage import explained
 
 _SECONDS = 30.0  # in which network file systems show what another host has written
@@ -80,27 +81,6 @@ def check_shared(directory: epath.Path, wanted: str = _WORKDIR) -> None:
             f"process {int(np.argmin(seen))} of {len(seen)} does not see what process 0 writes to "
             f"{directory}: give {wanted}"
         )
-
-
-def on_all(holds: bool) -> bool:
-    """Whether it holds on all processes; to be called by all of them."""
-    if jax.process_count() == 1:
-        return holds
-    return bool(multihost_utils.process_allgather(np.int32(holds)).all())
-
-
-def from_the_first(number: int) -> int:
-    """What the first process calls this with, on all of them; below 2^31 in size."""
-    return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
-
-
-def text_from_the_first(text: str) -> str:
-    """What the first process calls this with, on all of them."""
-    data = np.frombuffer(text.encode(), np.uint8)
-    sent = np.zeros(from_the_first(len(data)), np.uint8)
-    sent[: len(data)] = data[: len(sent)]
-    received = np.asarray(multihost_utils.broadcast_one_to_all(sent))
-    return received.astype(np.uint8).tobytes().decode()
 
 
 def appears(path: epath.Path) -> bool:

@@ -26,7 +26,8 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from xtra_jax.errors import UserError
-from xtra_jax.training.agreement import check_shared, from_the_first
+from xtra_jax.parallel.consensus import from_the_first
+from xtra_jax.training.agreement import check_shared
 from xtra_jax.training.restore import (
     FORMAT,
     by_name,

@@ -26,7 +26,7 @@ from pathlib import Path
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
-from xtra_jax.training.agreement import on_all, text_from_the_first
+from xtra_jax.parallel.consensus import on_all, text_from_the_first
 from xtra_jax.training.host_memory import give_back_freed_memory
 
 NOTE_EVERY = 10.0  # seconds between signs of life while the compiler is at work
