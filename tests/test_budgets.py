@@ -7,6 +7,7 @@ changed for a reason, or for the better, `python -m tests.budgets` records it an
 from __future__ import annotations
 
 import platform
+import re
 
 import jax
 import pytest
@@ -71,6 +72,14 @@ def test_the_products_are_the_useful_work_and_what_remat_repeats(step):
         assert useful < found["product_flops"] < 1.1 * useful
     else:
         assert found["product_flops"] == pytest.approx(useful, rel=0.01)
+
+
+def test_the_weights_are_updated_in_place_and_no_copy_of_them_is_kept(step):
+    _, compiled, _ = step
+    weights = re.findall(r"%(state_params\S*) = f32\S* parameter\(", compiled.as_text())
+    copied = re.findall(r" copy\((?:f32\S* )?%(state_params[^\s)]*)\)", compiled.as_text())
+    assert len(weights) > 12 * (ENCODER_LAYERS + PREDICTOR_LAYERS)
+    assert not copied
 
 
 def test_the_count_of_bytes_agrees_with_the_compiler_s_own(step):

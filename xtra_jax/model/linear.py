@@ -53,17 +53,19 @@ def _contract_backward(num_inputs, reduce_dtype, saved, dy):
     outputs = kernel.ndim - num_inputs
     trailing = (tuple(range(dy.ndim - outputs, dy.ndim)), tuple(range(num_inputs, kernel.ndim)))
     dx = lax.dot_general(dy, kernel.astype(x.dtype), (trailing, ((), ())))
-    rows = tuple(range(x.ndim - num_inputs))
     total_dtype = jnp.promote_types(x.dtype, reduce_dtype)
 
     def total(x, dy):
+        rows = tuple(range(x.ndim - num_inputs))
         return lax.dot_general(x, dy, ((rows, rows), ((), ())), preferred_element_type=total_dtype)
 
-    def total_of_widened(x, dy):
-        return total(x.astype(total_dtype), dy.astype(total_dtype))
-
     # XLA has no product of bfloat16 into float32 on CPUs; products of widened numbers are the same.
-    dkernel = lax.platform_dependent(x, dy, cpu=total_of_widened, default=total)
+    # Nor one that sums over several axes: it would transpose x first, and its GELU along with it.
+    def total_on_cpu(x, dy):
+        x = x.reshape(-1, *kernel.shape[:num_inputs]).astype(total_dtype)
+        return total(x, dy.reshape(-1, *kernel.shape[num_inputs:]).astype(total_dtype))
+
+    dkernel = lax.platform_dependent(x, dy, cpu=total_on_cpu, default=total)
     return dx, dkernel.astype(kernel.dtype)
 
 
