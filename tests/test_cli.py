@@ -191,7 +191,7 @@ def test_a_loss_that_is_no_longer_finite_names_quantity_and_step_and_keeps_the_c
         "--config.optim.warmup_steps=0",
     ]
     assert main(tiny(images, workdir, *diverging)) == 1
-    assert re.search(r"(loss|grad_norm|update_norm) is (nan|inf) at step [56],", sentence(capsys))
+    assert re.search(r"(loss|grad_norm|param_norm) is (nan|inf) at step [56],", sentence(capsys))
     now = {
         path: path.read_bytes() for path in (workdir / "checkpoints").rglob("*") if path.is_file()
     }

@@ -175,7 +175,7 @@ def test_the_share_of_time_spent_on_input_is_the_time_that_the_step_waits():
             time.sleep(seconds_per_step)
             meter.add(
                 step,
-                dict.fromkeys(("loss", "grad_norm", "update_norm", "lr"), 1.0) | {"images": 1.0},
+                dict.fromkeys(("loss", "grad_norm", "param_norm", "lr"), 1.0) | {"images": 1.0},
             )
         feed.close()
         return meter.report()["input_wait"]

@@ -14,7 +14,7 @@ from xtra_jax.training.step import TrainState
 
 
 def metrics(loss=1.0, images=8.0, **changes):
-    values = {"loss": loss, "grad_norm": 2.0, "update_norm": 0.1, "lr": 1e-3, "images": images}
+    values = {"loss": loss, "grad_norm": 2.0, "param_norm": 0.1, "lr": 1e-3, "images": images}
     return {name: np.float32(value) for name, value in (values | changes).items()}
 
 
@@ -122,7 +122,7 @@ def test_the_loss_told_is_the_mean_over_valid_images():
     assert nothing["loss"] == 0 and nothing["bad_images"] == 8
 
 
-@pytest.mark.parametrize("name", ["loss", "grad_norm", "update_norm"])
+@pytest.mark.parametrize("name", ["loss", "grad_norm", "param_norm"])
 def test_the_first_step_that_is_not_finite_is_named(name):
     meter = Meter(8, 1.0, None)
     for step, value in ((6, 1.0), (7, np.nan), (8, np.inf)):

@@ -14,7 +14,7 @@ _SIGNALS = "signals/"
 # What else a run logs: the chart's title, its y axis with the unit, and what to multiply by.
 _OTHERS = {
     "grad_norm": ("Gradient", "global norm, before clipping", 1),
-    "update_norm": ("Update of the weights", "global norm", 1),
+    "param_norm": ("Weights", "global norm", 1),
     "step_ms": ("Time of a step", "milliseconds", 1),
     "input_wait": ("Waiting for input", "share of the time, %", 100),
     "mfu": ("Use of the devices (MFU)", "share of their peak FLOP/s, %", 100),

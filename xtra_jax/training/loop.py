@@ -44,9 +44,9 @@ class Evaluation(NamedTuple):
 # Steps dispatched ahead of the device: enough to hide the host, few enough to bound the memory.
 _AHEAD = 2
 
-# The update's norm tells of parameters that have just left the range of float32, before a
-# checkpoint can hold them and before a loss shows it.
-_MUST_BE_FINITE = ("loss", "grad_norm", "update_norm")
+# The parameters' norm tells when they have just left the range of float32, before a checkpoint can
+# hold them and before a loss shows it. That of the update would too, for twice its traffic.
+_MUST_BE_FINITE = ("loss", "grad_norm", "param_norm")
 _SHOWN = ("loss", "images_per_s", "compute", "input_wait", "host")
 
 
@@ -95,8 +95,8 @@ class Meter:
         """Fetches what was added.
 
         Raises:
-            RunFailed: a loss, gradient or update is not finite, naming it and the first such step;
-                or too many images are broken.
+            RunFailed: a loss, gradient or parameter is not finite, naming it and the first such
+                step; or too many images are broken.
         """
         self._wait_for_devices(self._pending)
         for step, metrics in jax.device_get(self._pending):

@@ -105,7 +105,7 @@ def make_train_step(
     The batch holds `image` (uint8 [batch, size, size, 3]) and `weight` (float32 [batch]; images of
     weight 0 count for nothing). With a `box` (int32 [batch, 3]) as well, images are canvases, and
     are resized first; see `xtra_jax.data.device_resize`. Metrics are scalars: loss, grad_norm,
-    update_norm, lr, and images (valid ones).
+    param_norm (of the new parameters), lr, and images (valid ones).
     """
 
     def microbatches(array):
@@ -138,37 +138,17 @@ def make_train_step(
             keys = jax.random.split(drop_key, accumulate)
             (loss, grads), _ = jax.lax.scan(add, zeros, (jax.tree.map(microbatches, batch), keys))
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        updates, update_norm = _with_norm(updates)
         params = optax.apply_updates(state.params, updates)
         metrics = {
             "loss": loss,
             "grad_norm": optax.tree.norm(grads),
-            "update_norm": update_norm,
+            "param_norm": optax.tree.norm(params),
             "lr": schedule(state.step),
             "images": weight.sum(),
         }
         return TrainState(state.step + 1, params, opt_state), metrics
 
     return train_step
-
-
-def _with_norm(updates):
-    """Updates as they are, and their global norm.
-
-    On CPUs an update seems to need its own norm. Otherwise XLA, which reads the old weights for
-    either and writes the new ones in their place, may do it in either order, and keeps a copy of
-    most weights throughout the step.
-    """
-    squares = jax.tree.map(lambda update: jnp.sum(update * update), updates)
-
-    def after(updates, squares):
-        return jax.tree.map(lambda update, square: update * (square >= 0), updates, squares)
-
-    def at_any_time(updates, squares):
-        return updates
-
-    norm = jnp.sqrt(sum(jax.tree.leaves(squares)))
-    return jax.lax.platform_dependent(updates, squares, cpu=after, default=at_any_time), norm
 
 
 def make_eval_step(
