@@ -59,7 +59,7 @@ def _model():
         # xla runs everywhere; cudnn on NVIDIA GPUs, for what computes in bfloat16; auto: cudnn
         # there, and xla for the rest and elsewhere.
         attention="auto",
-        scan_layers=False,  # compile one layer and scan over the depth: quick to compile, slower
+        scan_layers=False,  # one layer is compiled, scanned over the depth: a short, slower program
         remat="none",  # what the backward pass recomputes: none, full, or dots (all but matmuls)
         drop_last_block=True,  # leave out the last block, which changes neither loss nor gradient
     )

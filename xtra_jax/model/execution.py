@@ -23,7 +23,7 @@ class Execution:
 
     Attributes:
         attention: one of `attention.IMPLEMENTATIONS`, for the towers that it takes.
-        scan_layers: one compiled layer scanned over the depth: compiles faster, runs slower.
+        scan_layers: one compiled layer scanned over the depth: a short program, which runs slower.
         remat: "full" recomputes layers in the backward pass, "dots" all but the matrix products of
             the linear layers, "none" nothing.
         reduce_dtype: "float32" or "bfloat16", in which the gradients of kernels are computed and,
