@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -253,7 +254,8 @@ def test_three_cases_run_for_real_without_what_a_bare_gpu_machine_lacks(tmp_path
     said, (rates, attention, step) = run_toy(tmp_path, folder, "rates*", "attention*", XLA)
     assert rates["product_flops"] > 0 and rates["copy_bytes_per_s"] > 0
     assert attention["attention"]["xla"]["deviation"] < 2e-2
-    assert "cuDNN" in attention["attention"]["cudnn"]["error"]
+    # The second where jax has its CUDA plugin, and the machine no GPU.
+    assert re.search("cuDNN|dot_product_attention", attention["attention"]["cudnn"]["error"])
     assert not attention["cudnn_is_right"]
     assert "error" not in step and "program_error" not in step, step
     assert step["images_per_s"] == pytest.approx(4 / step["seconds"])
