@@ -76,8 +76,9 @@ def test_the_products_are_the_useful_work_and_what_remat_repeats(step):
 
 def test_the_weights_are_updated_in_place_and_no_copy_of_them_is_kept(step):
     _, compiled, _ = step
-    weights = re.findall(r"%(state_params\S*) = f32\S* parameter\(", compiled.as_text())
-    copied = re.findall(r" copy\((?:f32\S* )?%(state_params[^\s)]*)\)", compiled.as_text())
+    program = compiled.as_text()
+    weights = re.findall(r"%(state_params\S*) = f32\S* parameter\(", program)
+    copied = re.findall(r" copy\((?:f32\S* )?%(state_params[^\s)]*)\)", program)
     assert len(weights) > 12 * (ENCODER_LAYERS + PREDICTOR_LAYERS)
     assert not copied
 

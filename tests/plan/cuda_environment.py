@@ -26,9 +26,17 @@ PYTHONS = ("python3.12", "python3.13")
 PLACE = ROOT / "build" / "cuda_environment"  # 5 GB; git ignores it
 
 
+def has_cuda_plugin() -> bool:
+    """Whether jax has its plugin for NVIDIA's GPUs; without any plugin, the package is missing."""
+    try:
+        return importlib.util.find_spec("jax_plugins.xla_cuda13") is not None
+    except ModuleNotFoundError:
+        return False
+
+
 def cuda_python() -> Path:
     """A Python with jax for CUDA; the test is skipped, with the reason, where none can be had."""
-    if jax.__version_info__ >= (0, 11, 1) and importlib.util.find_spec("jax_plugins.xla_cuda13"):
+    if jax.__version_info__ >= (0, 11, 1) and has_cuda_plugin():
         return Path(sys.executable)
     python = PLACE / "bin" / "python"
     done = PLACE / "installed.txt"
