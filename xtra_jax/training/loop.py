@@ -45,7 +45,7 @@ class Evaluation(NamedTuple):
 _AHEAD = 2
 
 # The parameters' norm tells when they have just left the range of float32, before a checkpoint can
-# hold them and before a loss shows it. That of the update would too, for twice its traffic.
+# hold them and before a loss shows it. The norm of their update makes XLA copy weights on CPUs.
 _MUST_BE_FINITE = ("loss", "grad_norm", "param_norm")
 _SHOWN = ("loss", "images_per_s", "compute", "input_wait", "host")
 
