@@ -34,6 +34,18 @@ def test_a_linear_layer_contracts_the_last_axes_as_einsum_does():
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-4), (jnp.bfloat16, 0.5)])
+def test_few_rows_times_a_large_kernel_are_what_each_row_gives_alone(dtype, tolerance):
+    rng = np.random.default_rng(0)
+    kernel = jnp.asarray(rng.normal(size=(16, 64, 2, 512)), dtype)
+    assert kernel.size >= 2**20
+    rows = jnp.asarray(rng.normal(size=(2, 3, 16, 64)), dtype)
+    expected = np.einsum("abij,ijkl->abkl", *(np.asarray(a, np.float64) for a in (rows, kernel)))
+    found = jax.jit(lambda x, k: contract(x, k, 2, "float32"))(rows, kernel)
+    assert found.dtype == dtype
+    np.testing.assert_allclose(np.asarray(found, np.float64), expected, atol=tolerance)
+
+
 def test_the_gradient_of_a_bfloat16_product_is_float32_unless_asked_otherwise():
     x, kernel = inputs(jnp.bfloat16)
 
