@@ -7,7 +7,8 @@ A way is "ours" or "peer" (PyTorch, `torch_peer`) and what is changed about it, 
     tcmalloc                memory from gperftools' allocator, which keeps what is freed: glibc
                             gives the working memory back after every step, and it comes again page
                             by page, zeroed
-    ours: cudnn (with bfloat16, on a GPU), remat=full, remat=dots, scan_layers
+    ours: cudnn (with bfloat16, on a GPU), halves (of the attention, as on CPUs by default),
+          remat=full, remat=dots, scan_layers
     peer: compiled          through torch.compile
           plain             attention in products and softmax, not PyTorch's fused one
 """
@@ -38,7 +39,10 @@ VARIANTS = tuple(_PREDICTORS)
 _GRIDS = {"tiny": (128, 16, 2), "huge": (224, 14, 4)}
 _PUBLISHED_GRID = (256, 16, 4)
 
-OURS = ("all_blocks", "bfloat16", "tcmalloc", "cudnn", "remat=full", "remat=dots", "scan_layers")
+OURS = (
+    *("all_blocks", "bfloat16", "tcmalloc"),
+    *("cudnn", "halves", "remat=full", "remat=dots", "scan_layers"),
+)
 PEERS = ("all_blocks", "bfloat16", "tcmalloc", "compiled", "plain")
 
 

@@ -56,8 +56,8 @@ def _model():
         # the rate leaves of a device's share of the batch, and costs so much less.
         drop_path_mode="bernoulli",
         dtype="bfloat16",  # of the encoder's computations: float32 or bfloat16
-        # xla runs everywhere; cudnn on NVIDIA GPUs, for what computes in bfloat16; auto: cudnn
-        # there, and xla for the rest and elsewhere.
+        # xla runs everywhere, as does halves, without most of what the mask hides; cudnn on NVIDIA
+        # GPUs, for what computes in bfloat16; auto: cudnn there, halves on CPUs, xla elsewhere.
         attention="auto",
         scan_layers=False,  # one layer is compiled, scanned over the depth: a short, slower program
         remat="none",  # what the backward pass recomputes: none, full, or dots (all but matmuls)

@@ -28,7 +28,7 @@ CHOICES = {
     "model.order": ("raster", "pseudo_random"),
     "model.drop_path_mode": ("bernoulli", "subset"),
     "model.dtype": ("float32", "bfloat16"),
-    "model.attention": ("auto", "xla", "cudnn"),
+    "model.attention": ("auto", "xla", "halves", "cudnn"),
     "model.remat": ("none", "full", "dots"),
     "predictor.dtype": ("float32", "bfloat16"),
     "loss.kind": ("mse", "l1"),

@@ -1,4 +1,4 @@
-"""model.attention=auto: cuDNN where the devices have it, and said; by name, refused where not."""
+"""model.attention=auto: by the devices that there are, and said; by name, refused where not."""
 
 import types
 
@@ -39,10 +39,11 @@ OTHERS = [
 ]
 
 
-def test_auto_is_cudnn_on_gpus_that_have_it_and_xla_everywhere_else():
+def test_auto_is_cudnn_on_gpus_that_have_it_halves_on_cpus_and_xla_everywhere_else():
     assert attention_on("auto", H100) == attention_on("auto", A100) == "cudnn"
-    assert {attention_on("auto", other) for other in OTHERS} == {"xla"}
-    assert {attention_on("xla", other) for other in (H100, *OTHERS)} == {"xla"}
+    assert [attention_on("auto", other) for other in OTHERS] == ["xla", "xla", "xla", "halves"]
+    for choice in ("xla", "halves"):
+        assert {attention_on(choice, other) for other in (H100, *OTHERS)} == {choice}
 
 
 def test_auto_is_xla_where_jax_would_also_compute_the_gradient_of_the_mask(monkeypatch):
@@ -87,8 +88,9 @@ def test_a_frozen_encoder_s_follows_its_dtype():
         assert encoder_attention("auto", spec, H100, 256) == how
 
 
-def test_the_devices_of_this_process_compute_by_xla():
-    config = load("configs/demo.py")
+def test_this_process_computes_the_demo_by_xla_and_what_has_more_tokens_in_halves():
     here = jax.make_mesh((1,), ("data",), devices=jax.devices()[:1])
-    towers = attention_by_tower(config, model_spec(config), here)
-    assert described_attention(towers) == "attention by XLA"
+    for name, said in (("configs/demo.py", "by XLA"), (H14, "by XLA in halves")):
+        config = load(name)
+        towers = attention_by_tower(config, model_spec(config), here)
+        assert described_attention(towers) == f"attention {said}"

@@ -1,7 +1,8 @@
 """Useful floating-point operations of the model: a multiply-add counts as two.
 
-Only matrix products are counted, attention over the full rectangle of the tokens it is given, and
-nothing twice for recomputation: the convention of model FLOPs utilisation (PaLM, appendix B).
+Only matrix products are counted, attention over the full rectangle of the tokens it is given, also
+where what the mask hides is not computed, and nothing twice for recomputation: the convention of
+model FLOPs utilisation (PaLM, appendix B).
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from xtra_jax.errors import UserError
 from xtra_jax.model.attention import chosen
 from xtra_jax.model.variants import XTRASpec
 
-NAMES = {"cudnn": "cuDNN", "xla": "XLA"}
+NAMES = {"cudnn": "cuDNN", "halves": "XLA in halves", "xla": "XLA"}
 _NO_MASK_GRADIENT = (0, 11, 1)  # before, jax has cuDNN compute a gradient of the mask as well
 
 
@@ -19,14 +19,17 @@ def attention_on(choice: str, mesh: Mesh) -> str:
 
     Args:
         choice: "auto" takes cuDNN on the NVIDIA GPUs that have its fused attention, those of
-            compute capability 8.0 or more, and XLA everywhere else; or an implementation.
+            compute capability 8.0 or more, XLA in halves on CPUs, and XLA everywhere else; or an
+            implementation.
 
     Raises:
         UserError: cuDNN is asked for by name, and these devices don't have it.
     """
     device = mesh.devices.flat[0]
     if choice == "auto":
-        return "cudnn" if jax.__version_info__ >= _NO_MASK_GRADIENT and _fuses(device) else "xla"
+        if jax.__version_info__ >= _NO_MASK_GRADIENT and _fuses(device):
+            return "cudnn"
+        return "halves" if device.platform == "cpu" else "xla"
     if choice == "cudnn" and not _fuses(device):
         raise UserError(
             "model.attention=cudnn needs NVIDIA GPUs of compute capability 8.0 or more, and these "
@@ -49,7 +52,10 @@ def encoder_attention(choice: str, spec: XTRASpec, mesh: Mesh, num_tokens: int) 
 
 
 def attention_by_tower(config: ConfigDict, spec: XTRASpec, mesh: Mesh) -> dict[str, str]:
-    """What computes the attention of encoder and predictor in training: "cudnn" or "xla".
+    """What computes the attention of encoder and predictor in training.
+
+    Returns:
+        One of `xtra_jax.model.attention.IMPLEMENTATIONS` for each.
 
     Raises:
         UserError: cuDNN is asked for by name, and does not run on these devices or does not take
