@@ -106,6 +106,8 @@ class Way:
                 raise UserError(f"{self.name!r}: {change!r} is none of {', '.join(known)}")
         if len([change for change in self.changes if change.startswith("remat=")]) > 1:
             raise UserError(f"{self.name!r} has two kinds of remat, and can have one")
+        if {"cudnn", "halves"} <= set(self.changes):
+            raise UserError(f"{self.name!r} has two kinds of attention, and can have one")
         if "cudnn" in self.changes and self.dtype != "bfloat16":
             raise UserError(f"{self.name!r}: cuDNN's attention takes 16-bit inputs; add ,bfloat16")
         if "tcmalloc" in self.changes and not find_tcmalloc():
@@ -143,8 +145,9 @@ class Way:
 
     def execution(self) -> Execution:
         remats = [c.removeprefix("remat=") for c in self.changes if c.startswith("remat=")]
+        attention = [change for change in self.changes if change in ("cudnn", "halves")]
         return Execution(
-            attention="cudnn" if "cudnn" in self.changes else "xla",
+            attention=attention[0] if attention else "xla",
             scan_layers="scan_layers" in self.changes,
             remat=remats[0] if remats else "none",
         )

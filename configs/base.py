@@ -56,7 +56,7 @@ def _model():
         # the rate leaves of a device's share of the batch, and costs so much less.
         drop_path_mode="bernoulli",
         dtype="bfloat16",  # of the encoder's computations: float32 or bfloat16
-        # xla runs everywhere, as does halves, without most of what the mask hides; cudnn on NVIDIA
+        # xla runs everywhere, as does halves, without half of what the mask hides; cudnn on NVIDIA
         # GPUs, for what computes in bfloat16; auto: cudnn there, halves on CPUs, xla elsewhere.
         attention="auto",
         scan_layers=False,  # one layer is compiled, scanned over the depth: a short, slower program

@@ -12,6 +12,7 @@ from benchmarks.cases import VARIANTS, Way, model
 from benchmarks.memory import forget_the_host_peak, host_peak_mib
 from benchmarks.turns import Contestant, race
 from xtra_jax.errors import RunFailed, UserError
+from xtra_jax.model.execution import Execution
 
 
 def sleeper(seconds: float):
@@ -120,6 +121,8 @@ def test_a_way_that_does_not_exist_is_refused(name):
 def test_a_way_that_cannot_be_computed_is_refused():
     with pytest.raises(UserError, match="two kinds of remat"):
         Way("ours,remat=full,remat=dots")
+    with pytest.raises(UserError, match="two kinds of attention"):
+        Way("ours,halves,cudnn,bfloat16")
     with pytest.raises(UserError, match="add ,bfloat16"):
         Way("ours,cudnn")
     with pytest.raises(UserError, match="needs an NVIDIA GPU, and here is a cpu"):
@@ -130,7 +133,9 @@ def test_a_way_says_how_a_step_is_computed():
     way = Way("ours,all_blocks,bfloat16,remat=dots,scan_layers")
     assert (way.drop_last_block, way.dtype) == (False, "bfloat16")
     assert (way.execution().remat, way.execution().scan_layers) == ("dots", True)
-    assert Way("ours").drop_last_block and Way("ours").execution().remat == "none"
+    assert Way("ours").drop_last_block and Way("ours").execution() == Execution()
+    for name, attention in (("ours,halves", "halves"), ("ours,cudnn,bfloat16", "cudnn")):
+        assert Way(name).execution() == Execution(attention)
 
 
 def test_every_variant_can_be_timed_and_the_default_is_the_recorded_case():

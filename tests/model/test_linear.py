@@ -34,16 +34,60 @@ def test_a_linear_layer_contracts_the_last_axes_as_einsum_does():
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
+def random(*shape, dtype=jnp.float32):
+    return jnp.asarray(np.random.default_rng(0).normal(size=shape), dtype)
+
+
 @pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-4), (jnp.bfloat16, 0.5)])
-def test_few_rows_times_a_large_kernel_are_what_each_row_gives_alone(dtype, tolerance):
-    rng = np.random.default_rng(0)
-    kernel = jnp.asarray(rng.normal(size=(16, 64, 2, 512)), dtype)
-    assert kernel.size >= 2**20
-    rows = jnp.asarray(rng.normal(size=(2, 3, 16, 64)), dtype)
+def test_few_rows_meet_a_large_kernel_row_by_row_with_the_same_result(dtype, tolerance):
+    kernel, rows = random(16, 64, 2, 512, dtype=dtype), random(2, 3, 16, 64, dtype=dtype)
     expected = np.einsum("abij,ijkl->abkl", *(np.asarray(a, np.float64) for a in (rows, kernel)))
-    found = jax.jit(lambda x, k: contract(x, k, 2, "float32"))(rows, kernel)
-    assert found.dtype == dtype
+
+    def product(rows, kernel, whole=True):
+        compiled = jax.jit(lambda x, k: contract(x, k, 2, "float32", whole)).lower(rows, kernel)
+        compiled = compiled.compile()
+        found = compiled(rows, kernel)
+        assert found.dtype == dtype
+        return found, "lhs_contracting_dims={0}" in compiled.as_text()
+
+    found, by_columns_of_x = product(rows, kernel)
+    assert by_columns_of_x
     np.testing.assert_allclose(np.asarray(found, np.float64), expected, atol=tolerance)
+    for others in ((rows, kernel[..., :256]), (random(64, 16, 64, dtype=dtype), kernel)):
+        assert not product(*others)[1]
+    assert not product(rows, kernel, whole=False)[1]
+
+
+def test_a_large_kernel_takes_as_many_rows_as_an_exported_program_is_given():
+    (batch,) = jax.export.symbolic_shape("batch")
+    function = jax.jit(lambda x, kernel: contract(x, kernel, 1, "float32"))
+    kernel = random(1024, 1024)
+    exported = jax.export.export(function)(jax.ShapeDtypeStruct((batch, 1024), jnp.float32), kernel)
+    for rows in (3, 70):
+        x = random(rows, 1024)
+        np.testing.assert_allclose(exported.call(x, kernel), x @ kernel, atol=1e-3)
+
+
+def test_no_kernel_is_transposed_for_the_gradient_of_its_input():
+    kernel, dy = random(128, 3, 4, 64), random(80, 3, 4, 64)
+
+    def gradient(whole):
+        backward = lambda dy, k: jax.vjp(  # noqa: E731
+            lambda x: contract(x, k, 1, "float32", whole), jnp.zeros((80, 128))
+        )[1](dy)[0]
+        compiled = jax.jit(backward).lower(dy, kernel).compile()
+        return compiled(dy, kernel), compiled.memory_analysis().temp_size_in_bytes
+
+    (merged, memory), (spread, more) = gradient(True), gradient(False)
+    np.testing.assert_allclose(merged, spread, atol=1e-3)
+    assert memory < kernel.nbytes <= more
+
+
+def test_no_rows_have_no_products_and_no_gradient():
+    kernel = random(1024, 2, 512)
+    product, backward = jax.vjp(lambda k: contract(jnp.zeros((0, 1024)), k, 1, "float32"), kernel)
+    assert product.shape == (0, 2, 512)
+    assert not backward(product)[0].any()
 
 
 def test_the_gradient_of_a_bfloat16_product_is_float32_unless_asked_otherwise():

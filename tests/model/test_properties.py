@@ -11,6 +11,7 @@ import pytest
 from tests import goldens
 from xtra_jax.model.attention import attend
 from xtra_jax.model.execution import Execution
+from xtra_jax.model.grid import Grid
 from xtra_jax.model.patches import denormalise_patches, normalise_patches, patchify
 from xtra_jax.model.positions import bicubic_matrix, resize_positions
 from xtra_jax.model.stochastic_depth import drop_path
@@ -104,6 +105,21 @@ def test_scanned_and_rematerialised_equal_unrolled(params, patches, execution):
     loss, gradients = loss_and_gradients(execution, spec=DROPPING, seed=7)(params, patches)
     np.testing.assert_allclose(loss, plain_loss, rtol=1e-6)
     assert_equal_gradients(gradients, plain, rtol=1e-5)
+
+
+@pytest.mark.parametrize("how", [{}, {"scan_layers": True, "remat": "dots"}], ids=str)
+def test_a_model_with_its_attention_in_halves_equals_one_with_it_whole(how):
+    grid = Grid(image_size=48, patch_size=4, block_size=3)
+    spec = dataclasses.replace(SPEC, encoder=dataclasses.replace(SPEC.encoder, grid=grid))
+    assert grid.num_tokens - grid.tokens_per_block >= 128
+    params = init_params(spec, jax.random.key(0))
+    patches = jax.random.normal(jax.random.key(1), (2, grid.num_tokens, grid.patch_dim))
+    loss, gradients = loss_and_gradients(Execution("halves", **how), spec=spec)(params, patches)
+    plain_loss, plain = loss_and_gradients(spec=spec)(params, patches)
+    np.testing.assert_allclose(loss, plain_loss, rtol=1e-6)
+    assert_equal_gradients(gradients, plain, rtol=1e-5)
+    leaves = zip(jax.tree.leaves(gradients), jax.tree.leaves(plain), strict=True)
+    assert any((ours != theirs).any() for ours, theirs in leaves)  # another way it was
 
 
 def test_stochastic_depth_drops_whole_samples_and_keeps_the_mean():

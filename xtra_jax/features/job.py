@@ -104,7 +104,7 @@ def extract_features(
     shape = features.shape(len(source), grid, spec.encoder.width)
     _check_space(out, shape, dtype)
     attention = encoder_attention(config.model.attention, spec, mesh, grid.num_tokens)
-    execution = Execution(attention, place=activation_placement(mesh))
+    execution = Execution(attention, place=activation_placement(mesh), num_devices=mesh.size)
     description = {
         "format": "xtra_jax features",
         "version": 1,

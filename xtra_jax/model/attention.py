@@ -42,9 +42,9 @@ def attend(qkv, mask: np.ndarray | None, implementation: str = "xla"):
         mask: bool [tokens, tokens], True where a row's token attends to a column's; None masks
             nothing.
         implementation: "xla" runs everywhere: the mask is a bias of 0 or -inf on the logits, so
-            that masked weights and their gradients are exactly zero. "halves" is the same without
-            most of what a block causal mask hides (`visible_parts`). "cudnn" is NVIDIA's fused
-            kernel, for 16-bit inputs on a GPU.
+            that masked weights and their gradients are exactly zero. "halves" is the same, but for
+            rounding, without half of what a block causal mask hides (`visible_parts`). "cudnn" is
+            NVIDIA's fused kernel, for 16-bit inputs on a GPU.
 
     Returns:
         [batch, tokens, heads, head_dim].
@@ -124,7 +124,7 @@ def _backward(parts, saved, dmixed):
         dkey = jnp.einsum("bhts,bhtd->bhsd", dlogits, query[:, :, first:end])
         dkeys.append(jnp.pad(dkey, below))
     dquery = jnp.concatenate(dqueries, axis=2) * query.shape[-1] ** -0.5
-    dkey, dvalue = (functools.reduce(jnp.add, parts) for parts in (dkeys, dvalues))
+    dkey, dvalue = (functools.reduce(jnp.add, terms) for terms in (dkeys, dvalues))
     return jnp.stack([d.swapaxes(1, 2) for d in (dquery, dkey, dvalue)], axis=2), None
 
 

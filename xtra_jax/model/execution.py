@@ -33,6 +33,7 @@ class Execution:
             ..., hidden units] or "heads" [rows, ..., heads, head_dim], to say which device holds
             which part.
         batch_shards: into how many shards, of consecutive samples, devices split the batch.
+        num_devices: that share the model or the batch.
     """
 
     attention: str = "xla"
@@ -41,3 +42,4 @@ class Execution:
     reduce_dtype: str = "float32"
     place: Callable = anywhere
     batch_shards: int = 1
+    num_devices: int = 1

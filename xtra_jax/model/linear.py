@@ -26,68 +26,68 @@ normal_init = nnx.initializers.normal(0.02)
 PRODUCT = "product"
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def contract(x, kernel, num_inputs: int, reduce_dtype: str):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def contract(x, kernel, num_inputs: int, reduce_dtype: str, whole: bool = True):
     """x [..., *inputs] times kernel [*inputs, *outputs], in x's dtype: [..., *outputs].
 
     Args:
         num_inputs: how many axes are contracted.
         reduce_dtype: of the kernel's gradient while it is summed, at least x's own.
+        whole: one device has all of x and of the kernel, so that axes can be merged.
     """
     del reduce_dtype
-    return _dot(x, kernel.astype(x.dtype), num_inputs)
+    kernel = kernel.astype(x.dtype)
+    rows = math.prod(x.shape[: x.ndim - num_inputs])
+    few = isinstance(rows, int) and rows < 64  # an exported program's batch is a symbol
 
-
-def _dot(x, kernel, num_inputs):
-    last = tuple(range(x.ndim - num_inputs, x.ndim))
-    first = tuple(range(num_inputs))
-
-    def dot(x, kernel):
-        return lax.dot_general(x, kernel, ((last, first), ((), ())))
+    def product(x, kernel):
+        last = tuple(range(x.ndim - num_inputs, x.ndim))
+        return lax.dot_general(x, kernel, ((last, tuple(range(num_inputs))), ((), ())))
 
     # With few rows XLA's CPU product reads a large kernel in columns, from everywhere in memory.
     # Another of its products, for an x stored in columns, reads whole rows: twice as fast.
-    def dot_on_cpu(x, kernel):
+    def product_on_cpu(x, kernel):
         columns = lax.optimization_barrier(_matrix(x, x.ndim - num_inputs).T)
         y = lax.dot_general(columns, _matrix(kernel, num_inputs), (((0,), (0,)), ((), ())))
-        return y.reshape(*x.shape[:-num_inputs], *kernel.shape[num_inputs:])
+        return y.reshape(*x.shape[: x.ndim - num_inputs], *kernel.shape[num_inputs:])
 
-    if math.prod(x.shape[:-num_inputs]) >= 64 or kernel.size < 2**20:
-        return dot(x, kernel)
-    return lax.platform_dependent(x, kernel, cpu=dot_on_cpu, default=dot)
+    if whole and few and kernel.size >= 2**20:
+        return lax.platform_dependent(x, kernel, cpu=product_on_cpu, default=product)
+    return product(x, kernel)
 
 
 def _matrix(array, num_rows: int):
     """An array with its first axes merged into one, and its last ones."""
-    return array.reshape(math.prod(array.shape[:num_rows]), -1)
+    shape = array.shape
+    return array.reshape(math.prod(shape[:num_rows]), math.prod(shape[num_rows:]))
 
 
-def _contract_forward(x, kernel, num_inputs, reduce_dtype):
-    return contract(x, kernel, num_inputs, reduce_dtype), (x, kernel)
+def _contract_forward(x, kernel, num_inputs, reduce_dtype, whole):
+    return contract(x, kernel, num_inputs, reduce_dtype, whole), (x, kernel)
 
 
-def _contract_backward(num_inputs, reduce_dtype, saved, dy):
+def _contract_backward(num_inputs, reduce_dtype, whole, saved, dy):
     x, kernel = saved
-    rows = x.ndim - num_inputs
+    rows = tuple(range(x.ndim - num_inputs))
 
     def spread(dy, kernel):
-        trailing = tuple(range(rows, dy.ndim)), tuple(range(num_inputs, kernel.ndim))
+        trailing = tuple(range(len(rows), dy.ndim)), tuple(range(num_inputs, kernel.ndim))
         return lax.dot_general(dy, kernel, (trailing, ((), ())))
 
     # Over several axes XLA would transpose the kernel first on CPUs, and keep that for long.
     def spread_on_cpu(dy, kernel):
         last = ((1,), (1,))
-        dx = lax.dot_general(_matrix(dy, rows), _matrix(kernel, num_inputs), (last, ((), ())))
+        dx = lax.dot_general(_matrix(dy, len(rows)), _matrix(kernel, num_inputs), (last, ((), ())))
         return dx.reshape(x.shape)
 
+    if not whole:
+        spread_on_cpu = spread
     dx = lax.platform_dependent(dy, kernel.astype(x.dtype), cpu=spread_on_cpu, default=spread)
     total_dtype = jnp.promote_types(x.dtype, reduce_dtype)
 
     def total(x, dy):
-        summed = tuple(range(x.ndim - num_inputs))
-        return lax.dot_general(
-            x, dy, ((summed, summed), ((), ())), preferred_element_type=total_dtype
-        )
+        dimensions = (tuple(range(x.ndim - num_inputs)),) * 2
+        return lax.dot_general(x, dy, (dimensions, ((), ())), preferred_element_type=total_dtype)
 
     # XLA has no product of bfloat16 into float32 on CPUs; products of widened numbers are the same.
     # Nor one that sums over several axes: it would transpose x first, and its GELU along with it.
@@ -178,7 +178,8 @@ class Linear(nnx.Module):
     def __call__(self, x, execution: Execution = Execution()):
         """[..., *inputs] to [..., *outputs], in the layer's dtype."""
         x = x.astype(self.dtype)
-        y = contract(x, self.kernel[...], self.num_inputs, execution.reduce_dtype)
+        whole = execution.num_devices == 1
+        y = contract(x, self.kernel[...], self.num_inputs, execution.reduce_dtype, whole)
         y = checkpoint_name(y, PRODUCT)
         return y if self.bias is None else add_shared(y, self.bias[...])
 

@@ -176,7 +176,7 @@ def load_encoder(
     Raises:
         UserError: there is no such checkpoint, or the config does not describe it.
     """
-    # XLA's runs on whatever device, and in whatever function of theirs, people call it.
+    # XLA's plain one runs on whatever device, and in whatever function of theirs, people call it.
     settings = {"model.dtype": dtype, "model.attention": "xla"}
     opened = open_checkpoint(path, config=config, settings=settings, step=step)
     spec, data = opened.spec, opened.config.data

@@ -88,6 +88,7 @@ def execution_of(config: ConfigDict, mesh: Mesh) -> Execution:
         config.optim.reduce_dtype,
         activation_placement(mesh),
         num_batch_shards(mesh),
+        mesh.size,
     )
 
 
