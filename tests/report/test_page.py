@@ -5,6 +5,7 @@ import math
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.probing.studies import make_histories, make_history, make_results
@@ -17,6 +18,7 @@ from xtra_jax.probing.table import make_table
 from xtra_jax.report.job import report
 from xtra_jax.report.probes import highlights
 from xtra_jax.report.run import Study
+from xtra_jax.training.loop import Meter
 from xtra_jax.training.telemetry import MetricWriter
 
 STUDIES = {
@@ -114,6 +116,28 @@ def test_curves_have_units_and_begin_and_end_where_the_metrics_do(page):
     assert "validation: 0.0123 at 450, 0.0123 at 450." in loss
     assert "learning rate against step" in rate
     assert "images per second against step. Speed: 110 at 10, 550 at 450." in speed
+
+
+def test_all_that_a_training_logs_has_a_title_of_its_own_and_shares_are_in_percent(tmp_path):
+    run = make_run(tmp_path / "run", metrics=False, images=False)
+    meter = Meter(batch_size=8, flops_per_image=1.0, peak_flops=1.0)
+    with MetricWriter(run) as writer:
+        for step in (1, 2):
+            loss = dict.fromkeys(("loss", "grad_norm", "param_norm", "lr"), np.float32(1))
+            meter.add(step, loss | {"images": np.float32(8)})
+            logged = meter.report()
+            writer.write(step, logged)
+    charts = page_of(run).charts()
+    assert len(charts) == len(logged)
+    titles = [said.split(":")[0].split(" against")[0] for said in charts]
+    assert not set(titles) & {name.replace("_", " ") for name in logged}
+    for share in (
+        "Waiting for the devices",
+        "Waiting for input",
+        "Dispatching, logging and saving",
+    ):
+        (said,) = [said for said in charts if said.startswith(share)]
+        assert "share of the time, %" in said
 
 
 def test_each_study_has_a_plot_of_accuracy_against_effective_rate(page):

@@ -15,8 +15,11 @@ _SIGNALS = "signals/"
 _OTHERS = {
     "grad_norm": ("Gradient", "global norm, before clipping", 1),
     "param_norm": ("Weights", "global norm", 1),
+    "update_norm": ("Update of the weights", "global norm", 1),  # logged in earlier versions
     "step_ms": ("Time of a step", "milliseconds", 1),
+    "compute": ("Waiting for the devices", "share of the time, %", 100),
     "input_wait": ("Waiting for input", "share of the time, %", 100),
+    "host": ("Dispatching, logging and saving", "share of the time, %", 100),
     "mfu": ("Use of the devices (MFU)", "share of their peak FLOP/s, %", 100),
     "bad_images": ("Images that could not be used", "images", 1),
     "signals/seconds": ("Time of a few-shot and k-NN measurement", "seconds", 1),
