@@ -68,16 +68,16 @@ def _contract_forward(x, kernel, num_inputs, reduce_dtype, whole):
 
 def _contract_backward(num_inputs, reduce_dtype, whole, saved, dy):
     x, kernel = saved
-    rows = tuple(range(x.ndim - num_inputs))
+    rows = x.ndim - num_inputs
 
     def spread(dy, kernel):
-        trailing = tuple(range(len(rows), dy.ndim)), tuple(range(num_inputs, kernel.ndim))
+        trailing = tuple(range(rows, dy.ndim)), tuple(range(num_inputs, kernel.ndim))
         return lax.dot_general(dy, kernel, (trailing, ((), ())))
 
     # Over several axes XLA would transpose the kernel first on CPUs, and keep that for long.
     def spread_on_cpu(dy, kernel):
         last = ((1,), (1,))
-        dx = lax.dot_general(_matrix(dy, len(rows)), _matrix(kernel, num_inputs), (last, ((), ())))
+        dx = lax.dot_general(_matrix(dy, rows), _matrix(kernel, num_inputs), (last, ((), ())))
         return dx.reshape(x.shape)
 
     if not whole:
@@ -86,8 +86,8 @@ def _contract_backward(num_inputs, reduce_dtype, whole, saved, dy):
     total_dtype = jnp.promote_types(x.dtype, reduce_dtype)
 
     def total(x, dy):
-        dimensions = (tuple(range(x.ndim - num_inputs)),) * 2
-        return lax.dot_general(x, dy, (dimensions, ((), ())), preferred_element_type=total_dtype)
+        summed = (tuple(range(x.ndim - num_inputs)),) * 2
+        return lax.dot_general(x, dy, (summed, ((), ())), preferred_element_type=total_dtype)
 
     # XLA has no product of bfloat16 into float32 on CPUs; products of widened numbers are the same.
     # Nor one that sums over several axes: it would transpose x first, and its GELU along with it.
