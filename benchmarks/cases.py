@@ -39,11 +39,9 @@ VARIANTS = tuple(_PREDICTORS)
 _GRIDS = {"tiny": (128, 16, 2), "huge": (224, 14, 4)}
 _PUBLISHED_GRID = (256, 16, 4)
 
-OURS = (
-    *("all_blocks", "bfloat16", "tcmalloc"),
-    *("cudnn", "halves", "remat=full", "remat=dots", "scan_layers"),
-)
-PEERS = ("all_blocks", "bfloat16", "tcmalloc", "compiled", "plain")
+_BOTH = ("all_blocks", "bfloat16", "tcmalloc")
+OURS = (*_BOTH, "cudnn", "halves", "remat=full", "remat=dots", "scan_layers")
+PEERS = (*_BOTH, "compiled", "plain")
 
 
 def model(name: str, image_size: int = 0, depth: int = 0) -> XTRASpec:
@@ -104,10 +102,7 @@ class Way:
         for change in self.changes:
             if change not in known:
                 raise UserError(f"{self.name!r}: {change!r} is none of {', '.join(known)}")
-        if len([change for change in self.changes if change.startswith("remat=")]) > 1:
-            raise UserError(f"{self.name!r} has two kinds of remat, and can have one")
-        if {"cudnn", "halves"} <= set(self.changes):
-            raise UserError(f"{self.name!r} has two kinds of attention, and can have one")
+        self.execution()  # has one kind of each
         if "cudnn" in self.changes and self.dtype != "bfloat16":
             raise UserError(f"{self.name!r}: cuDNN's attention takes 16-bit inputs; add ,bfloat16")
         if "tcmalloc" in self.changes and not find_tcmalloc():
@@ -145,9 +140,12 @@ class Way:
 
     def execution(self) -> Execution:
         remats = [c.removeprefix("remat=") for c in self.changes if c.startswith("remat=")]
-        attention = [change for change in self.changes if change in ("cudnn", "halves")]
+        attentions = [change for change in self.changes if change in ("halves", "cudnn")]
+        for kinds, of_what in ((remats, "remat"), (attentions, "attention")):
+            if len(kinds) > 1:
+                raise UserError(f"{self.name!r} has two kinds of {of_what}, and can have one")
         return Execution(
-            attention=attention[0] if attention else "xla",
+            attention=attentions[0] if attentions else "xla",
             scan_layers="scan_layers" in self.changes,
             remat=remats[0] if remats else "none",
         )

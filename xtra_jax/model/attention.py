@@ -26,12 +26,9 @@ def chosen(implementation: str, dtype, head_dim: int, num_tokens: int) -> str:
         implementation: that of `Execution`.
         dtype: that the tower computes in.
     """
-    if implementation == "halves":
-        takes = num_tokens >= 128
-    else:
-        takes = jnp.dtype(dtype).itemsize == 2 and head_dim % 8 == 0 and head_dim <= 128
-        takes = takes and num_tokens % 2 == 0
-    return implementation if takes else "xla"
+    fits = jnp.dtype(dtype).itemsize == 2 and head_dim % 8 == 0 and head_dim <= 128
+    takes = {"xla": True, "halves": num_tokens >= 128, "cudnn": fits and num_tokens % 2 == 0}
+    return implementation if takes[implementation] else "xla"
 
 
 def attend(qkv, mask: np.ndarray | None, implementation: str = "xla"):

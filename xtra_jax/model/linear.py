@@ -37,19 +37,20 @@ def contract(x, kernel, num_inputs: int, reduce_dtype: str, whole: bool = True):
     """
     del reduce_dtype
     kernel = kernel.astype(x.dtype)
-    rows = math.prod(x.shape[: x.ndim - num_inputs])
-    few = isinstance(rows, int) and rows < 64  # an exported program's batch is a symbol
+    rows = x.shape[: x.ndim - num_inputs]
+    count = math.prod(rows)
+    few = isinstance(count, int) and count < 64  # an exported program's batch is a symbol
 
     def product(x, kernel):
-        last = tuple(range(x.ndim - num_inputs, x.ndim))
+        last = tuple(range(len(rows), x.ndim))
         return lax.dot_general(x, kernel, ((last, tuple(range(num_inputs))), ((), ())))
 
     # With few rows XLA's CPU product reads a large kernel in columns, from everywhere in memory.
     # Another of its products, for an x stored in columns, reads whole rows: twice as fast.
     def product_on_cpu(x, kernel):
-        columns = lax.optimization_barrier(_matrix(x, x.ndim - num_inputs).T)
+        columns = lax.optimization_barrier(_matrix(x, len(rows)).T)
         y = lax.dot_general(columns, _matrix(kernel, num_inputs), (((0,), (0,)), ((), ())))
-        return y.reshape(*x.shape[: x.ndim - num_inputs], *kernel.shape[num_inputs:])
+        return y.reshape(*rows, *kernel.shape[num_inputs:])
 
     if whole and few and kernel.size >= 2**20:
         return lax.platform_dependent(x, kernel, cpu=product_on_cpu, default=product)
@@ -80,9 +81,8 @@ def _contract_backward(num_inputs, reduce_dtype, whole, saved, dy):
         dx = lax.dot_general(_matrix(dy, rows), _matrix(kernel, num_inputs), (last, ((), ())))
         return dx.reshape(x.shape)
 
-    if not whole:
-        spread_on_cpu = spread
-    dx = lax.platform_dependent(dy, kernel.astype(x.dtype), cpu=spread_on_cpu, default=spread)
+    on_cpu = spread_on_cpu if whole else spread
+    dx = lax.platform_dependent(dy, kernel.astype(x.dtype), cpu=on_cpu, default=spread)
     total_dtype = jnp.promote_types(x.dtype, reduce_dtype)
 
     def total(x, dy):

@@ -121,7 +121,7 @@ class FrozenEncoder:
             image_size=self.image_size,
             mean=self.mean,
             std=self.std,
-            execution=Execution(self.attention),
+            execution=Execution(self.attention, num_devices=self.mesh.size),
         )
         batch_size = batch_for(len(source), self.mesh)
         batches = eval_batches(
